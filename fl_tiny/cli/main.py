@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The entry point: parse, run one command, turn a fault into one line on stderr and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from fl_tiny import __version__
+from fl_tiny.errors import FlTinyError
+
+GROUPS = ("model", "gateway", "device", "samples", "predict", "demo")
+INTERRUPTED = 130  # 128 + SIGINT, the shell's convention
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line; each group of commands declares itself in its own file under cli/."""
+    parser = argparse.ArgumentParser(
+        prog="fl-tiny",
+        description="Boards train the last layers of an int8 TFLite model together, over CoAP and DTLS.",
+        epilog="Start with: fl-tiny demo",
+    )
+    parser.add_argument("--version", action="version", version=f"fl-tiny {__version__}")
+    groups = parser.add_subparsers(dest="group", metavar="COMMAND", required=True)
+    for group in GROUPS:
+        importlib.import_module(f"fl_tiny.cli.{group}").add(groups)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code. Errors leave stdout empty and one line on stderr."""
+    args = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    run: Callable[[argparse.Namespace], int | None] = args.run
+    try:
+        return run(args) or 0
+    except FlTinyError as fault:
+        print(f"fl-tiny: {fault}".replace("\n", " "), file=sys.stderr)
+        return fault.EXIT
+    except KeyboardInterrupt:
+        print("fl-tiny: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        return 0
+
+
+def entry() -> NoReturn:
+    """What the installed ``fl-tiny`` script calls."""
+    sys.exit(main())

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Device and gateway together on one machine: demo, simulation, report."""
