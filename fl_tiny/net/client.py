@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A CoAP client over DTLS: one gateway, one session at a time, made anew whenever it has gone stale."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fl_tiny.errors import EnvironmentFault, RemoteError
+from fl_tiny.net import transport
+from fl_tiny.net.dtls import Context
+from fl_tiny.net.endpoint import ClientEndpoint, Counters
+from fl_tiny.net.messages import BLOCK_BYTES, Response, from_request, to_response
+from fl_tiny.net.udp import resolve
+
+HANDSHAKE_S = 12.0  # a wrong key is dropped in silence, so only time ends such a handshake
+REFUSED_S = 3.5  # two more hellos after a first ICMP error, when nobody has ever answered
+ALERT_PAUSE_S = 1.1  # an alert is forgeable: asked once more; a gateway admits one pairing a second
+STALE_S, LAN_STALE_S = 8.0, 4.0
+HINT_S = 1.0  # silence that is enough after an ICMP error
+POLL_S = 0.5  # while a request is outstanding
+FAILURES = 3
+FIRST_OF_MANY_S = 4.0  # for each address of a name but the last
+RESTARTS = 3  # of a block-wise transfer whose resource changed on the way
+
+
+class Client:
+    """A device's link to its gateway: one DTLS session at a time, made anew whenever the old one has gone stale."""
+
+    _interface: transport.Interface
+
+    def __init__(self, host: str, port: int, identity: str, key: bytes, lan_timing: bool) -> None:
+        """Use ``connect``."""
+        self._host, self._port, self._identity = host, port, identity
+        self._lan_timing = lan_timing
+        self._stale_s = LAN_STALE_S if lan_timing else STALE_S
+        self._dtls = Context.client(identity, key)
+        self._link: _Link | None = None
+        self._opening: asyncio.Task[_Link] | None = None
+        self._context: Any = None
+        self._closed = False
+        self.counters = Counters()
+        self.reconnects = 0
+
+    @classmethod
+    async def connect(cls, host: str, port: int, identity: str, key: bytes, *, lan_timing: bool = False) -> Client:
+        """A client with an authenticated session.
+
+        Raises: EnvironmentFault, when there is no way to the address or nothing listens there; RemoteError, when
+        nobody answered in time, or the gateway refused the identity.
+        """
+        self = cls(host, port, identity, key, lan_timing)
+        self._context, self._interface = await transport.attach()
+        try:
+            await self._connected(REFUSED_S)
+        except _NoAnswer as e:
+            await self.close()
+            if e.refused:
+                raise EnvironmentFault(f"nothing listens on {host} port {port}", "is the gateway up?") from None
+            hint = f'address {host} port {port}, identity "{identity}"'
+            raise RemoteError("no answer, or the key is wrong", hint) from None
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def request(
+        self,
+        method: str,
+        path: tuple[str, ...],
+        payload: bytes = b"",
+        content_format: int | None = None,
+        etag: bytes | None = None,
+        *,
+        block2: tuple[int, int] | None = None,
+        confirmable: bool = True,
+    ) -> Response:
+        """The gateway's answer, whatever its code. It may be asked more than once: requests must be idempotent.
+
+        ``block2`` is number and size in bytes of the one block wanted.
+        Raises: EnvironmentFault, after three sessions without an answer; RemoteError, when the identity is refused.
+        """
+        timing = transport.Timing(self._lan_timing, confirmable)
+        for _ in range(FAILURES):
+            try:
+                link = await self._connected(HANDSHAKE_S)
+            except _NoAnswer:
+                continue
+            asked = from_request(
+                method,
+                path,
+                payload,
+                content_format=content_format,
+                etag=etag,
+                block2=block2,
+                timing=timing,
+                remote=link.remote,
+            )
+            answer = await self._exchange(link, asked)
+            if answer is not None:
+                return to_response(answer)
+            self._drop(link)
+        raise EnvironmentFault(
+            f"no answer from {self._host}:{self._port} in {FAILURES} tries", "is the gateway up, and the network?"
+        )
+
+    async def fetch(self, path: tuple[str, ...], *, size_limit: int) -> bytes:
+        """The whole body at ``path``, at most ``size_limit`` bytes, block by block.
+
+        Raises: RemoteError, when it is refused, too long, or changes all the time; EnvironmentFault as ``request``.
+        """
+        for _ in range(RESTARTS):
+            body = await self._fetch_once(path, size_limit)
+            if body is not None:
+                return body
+        raise RemoteError(f"/{'/'.join(path)} changed {RESTARTS} times while it was read", "try again later")
+
+    def exporter(self, label: bytes, length: int) -> bytes:
+        """Keying material of the present session. Raises: EnvironmentFault, when there is none. Source: RFC 5705."""
+        if self._link is None or not self._link.is_open:
+            raise EnvironmentFault(f"no session with {self._host}:{self._port}", "send a request first")
+        return self._link.endpoint.session.exporter(label, length)
+
+    async def close(self) -> None:
+        """Send a close_notify and free everything. May be called twice."""
+        self._closed = True
+        if self._opening is not None:
+            self._opening.cancel()
+            await asyncio.wait({self._opening})
+        if self._link is not None:
+            self._drop(self._link)
+        if self._context is not None:
+            context, self._context = self._context, None
+            await context.shutdown()
+        self._dtls.close()
+
+    async def _fetch_once(self, path: tuple[str, ...], size_limit: int) -> bytes | None:
+        """The body, or None when it changed on the way."""
+        body, etag = bytearray(), None
+        while True:
+            number = len(body) // BLOCK_BYTES
+            answer = await self.request("GET", path, block2=(number, BLOCK_BYTES))
+            if number and answer.etag != etag:
+                return None
+            name = f"/{'/'.join(path)}"
+            if answer.code != "2.05":
+                raise RemoteError(f"GET {name} was answered {answer.code}", "is the gateway of the same version?")
+            at, more, size = answer.block2 or (0, False, BLOCK_BYTES)
+            if at * size != len(body) or (more and len(answer.payload) != size) or size > BLOCK_BYTES:
+                raise RemoteError(f"GET {name}: block {at} of {size} B does not follow {len(body)} B")
+            body += answer.payload
+            if max(len(body), answer.size2 or 0) > size_limit:
+                raise RemoteError(f"GET {name}: longer than {size_limit} B")
+            if not more:
+                return bytes(body)
+            if size != BLOCK_BYTES:
+                raise RemoteError(f"GET {name}: blocks of {size} B, {BLOCK_BYTES} B were asked for")
+            etag = answer.etag
+
+    async def _exchange(self, link: _Link, asked: Any) -> Any:
+        """The answer, or None when the session has gone stale or has ended."""
+        loop = asyncio.get_running_loop()
+        sent = loop.time()
+        answer: asyncio.Future[Any] = self._context.request(asked, handle_blockwise=False).response
+        try:
+            while not answer.done():
+                since = max(sent, link.endpoint.heard)
+                patience = HINT_S if link.endpoint.refused > since else self._stale_s
+                left = since + patience - loop.time()
+                if left <= 0 or not link.is_open:
+                    return None
+                await asyncio.wait({answer}, timeout=min(left, POLL_S))
+            return answer.result()
+        except transport.CoapError:  # retransmitted in vain, or the session ended
+            return None
+        finally:
+            answer.cancel()
+
+    async def _connected(self, refused_s: float) -> _Link:
+        """The present session, or a new one, made once for all who wait. Raises: _NoAnswer and as ``request``."""
+        if self._closed:
+            raise EnvironmentFault("the client is closed")
+        if self._link is not None and self._link.is_open:
+            return self._link
+        if self._opening is None:
+            self._opening = asyncio.create_task(self._open(refused_s))
+            self._opening.add_done_callback(self._opened)
+        return await asyncio.shield(self._opening)
+
+    def _opened(self, opening: asyncio.Task[_Link]) -> None:
+        self._opening = None
+        if not opening.cancelled():
+            opening.exception()  # whoever waits has it; nobody may be waiting any more
+
+    async def _open(self, refused_s: float) -> _Link:
+        if self._link is not None:
+            self._drop(self._link)
+            self.reconnects += 1
+        addresses = await resolve(self._host, self._port)
+        fault: Exception = _NoAnswer()
+        for address in addresses:
+            patience = HANDSHAKE_S if address == addresses[-1] else FIRST_OF_MANY_S
+            try:
+                until = asyncio.get_running_loop().time() + patience
+                self._link = await self._shake_hands(address, until, refused_s)
+                return self._link
+            except OSError as e:
+                fault = EnvironmentFault(f"no way to {address[0]} port {address[1]}: {e.strerror}", "check the network")
+                fault.__cause__ = e
+            except _NoAnswer as e:
+                fault = e
+        raise fault
+
+    async def _shake_hands(self, address: tuple[str, int, int], until: float, refused_s: float) -> _Link:
+        loop = asyncio.get_running_loop()
+        for last in (False, True):
+            link = _Link(address, self._dtls, self.counters, self._interface)
+            try:
+                done = await link.endpoint.handshake(until, refused_s)
+            except BaseException:
+                link.close("cancelled")
+                raise
+            if done:
+                self.counters.handshakes_ok += 1
+                return link
+            self.counters.handshakes_failed += 1
+            alert, refused = link.endpoint.session.alert, link.endpoint.refused > 0
+            link.close("no session")
+            if not alert or loop.time() + ALERT_PAUSE_S > until:
+                break
+            if last:
+                raise RemoteError(
+                    f'{address[0]} port {address[1]} refused "{self._identity}" (TLS alert {alert})',
+                    "was the device revoked, or the pairing code used up?",
+                )
+            await asyncio.sleep(ALERT_PAUSE_S)
+        raise _NoAnswer(refused)
+
+    def _drop(self, link: _Link) -> None:
+        if self._link is link:
+            self._link = None
+        link.close("session given up")
+
+
+class _NoAnswer(Exception):  # noqa: N818 - it never leaves this module
+    """A handshake that nobody answered, or that was answered with another key."""
+
+    def __init__(self, refused: bool = False) -> None:
+        self.refused = refused  # an ICMP error came
+
+
+class _Link:
+    """One session: its endpoint, and what aiocoap knows it by."""
+
+    def __init__(
+        self, address: tuple[str, int, int], dtls: Context, counters: Counters, interface: transport.Interface
+    ) -> None:
+        """Raises: OSError, when there is no way to ``address``."""
+        self._interface = interface
+        self.remote = transport.Remote(self._write, f"[{address[0]}]:{address[1]}")
+        self.endpoint = ClientEndpoint(address, dtls, counters, self._received, self._ended)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether requests can go out on it."""
+        return self.remote.open
+
+    def close(self, why: str) -> None:
+        """End the session; what waits on it is told ``why``."""
+        self.endpoint.close()
+        self._ended(why)
+
+    def _write(self, data: bytes) -> None:
+        self.endpoint.send(data)
+
+    def _received(self, data: bytes) -> None:
+        self._interface.receive(self.remote, data)
+
+    def _ended(self, why: str) -> None:
+        self._interface.gone(self.remote, why)

@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CoAP over DTLS for gateway and device: the names that the rest of fl-tiny uses of ``net``."""
+
+from __future__ import annotations
+
+from fl_tiny.net.client import Client
+from fl_tiny.net.dtls import PskLookup
+from fl_tiny.net.endpoint import Counters
+from fl_tiny.net.messages import Handler, Request, Response
+from fl_tiny.net.server import Server
+from fl_tiny.net.sessions import Limits
+
+__all__ = ["Client", "Counters", "Handler", "Limits", "PskLookup", "Request", "Response", "Server"]
