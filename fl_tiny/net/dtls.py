@@ -132,7 +132,7 @@ class Context:
 
         ``peer`` is what the cookie is bound to: address and port.
         """
-        if self._listener is None:
+        if self._listener is None or self._listener.pointer is None:
             self._listener = Session(self)
             self.calls.SSL_set_accept_state(self._listener.pointer)
         self._peer, session = peer, self._listener
@@ -202,6 +202,8 @@ class Session:
     def listen(self, hello: bytes) -> int:
         """DTLSv1_listen over one datagram: above 0 when its cookie holds, 0 to go on, below 0 after an error."""
         calls = self.context.calls
+        if self.pointer is None:
+            return -1
         calls.BIO_write(self._rbio, hello, len(hello))
         client = calls.BIO_ADDR_new()
         try:
@@ -257,12 +259,11 @@ class Session:
         return out.raw
 
     def suite(self) -> str:
-        """OpenSSL's name of the cipher suite, empty before there is one."""
+        """OpenSSL's name of the cipher suite that was or is being agreed on, empty before."""
         if self.pointer is None:
             return ""
-        calls = self.context.calls
-        cipher = calls.SSL_get_current_cipher(self.pointer) or calls.SSL_get_pending_cipher(self.pointer)
-        return calls.SSL_CIPHER_get_name(cipher).decode() if cipher else ""
+        cipher = self.context.calls.SSL_get_pending_cipher(self.pointer)
+        return self.context.calls.SSL_CIPHER_get_name(cipher).decode() if cipher else ""
 
     def shut_down(self) -> None:
         """Queue a close_notify for the peer, if there is an association to end. ``close`` must follow ``take``."""
@@ -280,16 +281,12 @@ class Session:
     def accept_identity(self, name: bytes, lookup: PskLookup) -> bytes:
         """The key of the identity a client named; empty refuses it."""
         identity = name.decode()
-        if not identity.isprintable() or (identity.startswith(PAIRING) and self._pending() != FORWARD_SECRET):
+        if not (identity and identity.isprintable()) or (identity.startswith(PAIRING) and self.suite() != FORWARD_SECRET):
             return b""
         key = lookup(identity) or b""
         if key and not self._closed:
             self.identity = identity
         return key
-
-    def _pending(self) -> str:
-        cipher = self.context.calls.SSL_get_pending_cipher(self.pointer)
-        return self.context.calls.SSL_CIPHER_get_name(cipher).decode() if cipher else ""
 
     def _advance(self) -> bool:
         outcome = self._call(self.context.calls.SSL_do_handshake)

@@ -78,7 +78,6 @@ _SSL: dict[str, tuple[Any, list[Any]]] = {
         [c_void_p, c_char_p, c_size_t, c_char_p, c_size_t, c_char_p, c_size_t, c_int],
     ),
     "SSL_free": (None, [c_void_p]),
-    "SSL_get_current_cipher": (c_void_p, [c_void_p]),
     "SSL_get_error": (c_int, [c_void_p, c_int]),
     "SSL_get_pending_cipher": (c_void_p, [c_void_p]),
     "SSL_new": (c_void_p, [c_void_p]),

@@ -104,11 +104,13 @@ class Server:
         self._endpoint.drop_identity(identity, "revoked")
 
     async def close(self) -> None:
-        """Tell every peer, end every handler, free the port."""
+        """Tell every peer, end every handler, free the port. May be called twice."""
         self._endpoint.close()
         for task in self._running:
             task.cancel()
-        await self._context.shutdown()
+        if self._context is not None:
+            context, self._context = self._context, None
+            await context.shutdown()
         if not self.fault.done():
             self.fault.cancel()
 
