@@ -40,7 +40,6 @@ class Client:
         self._context: Any = None
         self._closed = False
         self.counters = Counters()
-        self.reconnects = 0
 
     @classmethod
     async def connect(cls, host: str, port: int, identity: str, key: bytes, *, lan_timing: bool = False) -> Client:
@@ -63,6 +62,11 @@ class Client:
             await self.close()
             raise
         return self
+
+    @property
+    def reconnects(self) -> int:
+        """Sessions after the first one."""
+        return max(0, self.counters.handshakes_ok - 1)
 
     async def request(
         self,
@@ -161,7 +165,7 @@ class Client:
         """The answer, or None when the session has gone stale or has ended."""
         loop = asyncio.get_running_loop()
         sent = loop.time()
-        answer: asyncio.Future[Any] = self._context.request(asked, handle_blockwise=False).response
+        answer, give_up = transport.ask(self._context, asked)
         try:
             while not answer.done():
                 since = max(sent, link.endpoint.heard)
@@ -174,6 +178,7 @@ class Client:
         except transport.CoapError:  # retransmitted in vain, or the session ended
             return None
         finally:
+            give_up()
             answer.cancel()
 
     async def _connected(self, refused_s: float) -> _Link:
@@ -195,7 +200,6 @@ class Client:
     async def _open(self, refused_s: float) -> _Link:
         if self._link is not None:
             self._drop(self._link)
-            self.reconnects += 1
         addresses = await resolve(self._host, self._port)
         fault: Exception = _NoAnswer()
         for address in addresses:

@@ -226,7 +226,7 @@ class Session:
 
     def send(self, plaintext: bytes) -> None:
         """Put one message, at most PLAINTEXT_BYTES long, into a record of its own."""
-        assert len(plaintext) <= PLAINTEXT_BYTES, f"{len(plaintext)} bytes do not fit a datagram"
+        assert 0 < len(plaintext) <= PLAINTEXT_BYTES, f"{len(plaintext)} bytes are no message that fits a datagram"
         if self.pointer is None or self.ended or not self.established:
             return
         if self._call(self.context.calls.SSL_write, plaintext, len(plaintext)) <= 0:
@@ -281,7 +281,9 @@ class Session:
     def accept_identity(self, name: bytes, lookup: PskLookup) -> bytes:
         """The key of the identity a client named; empty refuses it."""
         identity = name.decode()
-        if not (identity and identity.isprintable()) or (identity.startswith(PAIRING) and self.suite() != FORWARD_SECRET):
+        if not (identity and identity.isprintable()) or (
+            identity.startswith(PAIRING) and self.suite() != FORWARD_SECRET
+        ):
             return b""
         key = lookup(identity) or b""
         if key and not self._closed:

@@ -15,10 +15,11 @@ from aiocoap.error import Error as CoapError  # type: ignore[import-untyped]
 from aiocoap.error import NetworkError, UnparsableMessage
 from aiocoap.interfaces import EndpointAddress, MessageInterface  # type: ignore[import-untyped]
 from aiocoap.numbers.constants import TransportTuning  # type: ignore[import-untyped]
+from aiocoap.pipe import Pipe  # type: ignore[import-untyped]
 
 from fl_tiny.net.sieve import is_confirmable, is_request, message_id, sift
 
-__all__ = ["CoapError", "Interface", "Remote", "Timing", "attach", "message"]
+__all__ = ["CoapError", "Interface", "Remote", "Timing", "ask", "attach", "message"]
 
 RECENT = 32  # requests a session whose answers are kept for duplicates, without a timer each
 RECENT_BYTES = 256  # longer answers are not kept: every request is idempotent and is served again
@@ -159,6 +160,29 @@ async def attach(answer: Callable[[Message], Awaitable[Message]] | None = None) 
 
     await context._append_tokenmanaged_messagemanaged_transport(construct)
     return context, made[0]
+
+
+def ask(context: Context, request: Message) -> tuple[asyncio.Future[Message], Callable[[], None]]:
+    """The answer to come, and a call that gives up waiting. Raises, by the future: CoapError.
+
+    Not by ``Context.request``: in 0.4.17 its future, cancelled in the same step of the loop in which the session ends,
+    raises InvalidStateError inside ``dispatch_error``, and the session's other requests hang. It costs a task, too.
+    """
+    pipe = Pipe(request, context.log)
+    answer: asyncio.Future[Message] = context.loop.create_future()
+
+    def on_event(event: Any) -> bool:
+        if answer.done():
+            return False
+        if event.message is not None:
+            answer.set_result(event.message)
+        else:
+            answer.set_exception(event.exception)
+        return False
+
+    give_up = pipe.on_event(on_event)
+    context.request_interfaces[0].request(pipe)
+    return answer, give_up
 
 
 def message(code: int, payload: bytes, timing: Timing, remote: Remote | None = None, **options: object) -> Message:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small gateway in a process of its own, to be killed: ``gateway.py PORT`` prints its port and serves until it ends."""
+"""A small gateway in a process of its own, to be killed: ``gateway.py PORT`` prints its port and serves."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Feed, send, time, close and replace sessions in any order; run in a child process, since what it looks for is a crash."""
+"""Feed, send, time, close and replace sessions in any order; a child process, since it looks for a crash."""
 
 from __future__ import annotations
 

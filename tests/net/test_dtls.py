@@ -270,7 +270,9 @@ def test_a_missing_old_or_crippled_library_is_named_with_its_package() -> None:
 
 @given(st.lists(st.binary(max_size=1400), max_size=20))
 def test_records_are_split_and_joined_without_loss(bodies: list[bytes]) -> None:
-    stream = [b"\x17\xfe\xfd\x00\x01" + n.to_bytes(6, "big") + len(b).to_bytes(2, "big") + b for n, b in enumerate(bodies)]
+    stream = [
+        b"\x17\xfe\xfd\x00\x01" + n.to_bytes(6, "big") + len(b).to_bytes(2, "big") + b for n, b in enumerate(bodies)
+    ]
     joined = b"".join(stream)
     assert list(records(joined)) == stream
     datagrams = list(coalesced(stream))
