@@ -14,6 +14,7 @@ from fl_tiny.net.messages import BLOCK_BYTES, Response, from_request, to_respons
 from fl_tiny.net.udp import resolve
 
 HANDSHAKE_S = 12.0  # a wrong key is dropped in silence, so only time ends such a handshake
+ATTEMPT_S = 6.0  # one forged or damaged datagram spoils a handshake for good: begin anew once
 REFUSED_S = 3.5  # two more hellos after a first ICMP error, when nobody has ever answered
 ALERT_PAUSE_S = 1.1  # an alert is forgeable: asked once more; a gateway admits one pairing a second
 STALE_S, LAN_STALE_S = 8.0, 4.0
@@ -21,6 +22,8 @@ HINT_S = 1.0  # silence that is enough after an ICMP error
 POLL_S = 0.5  # while a request is outstanding
 FAILURES = 3
 FIRST_OF_MANY_S = 4.0  # for each address of a name but the last
+EXCHANGE_LIFETIME_S = 247.0  # RFC 7252 section 4.8.2
+MESSAGE_IDS = 60_000  # of 65,536 in that time and session
 RESTARTS = 3  # of a block-wise transfer whose resource changed on the way
 
 
@@ -186,7 +189,9 @@ class Client:
         if self._closed:
             raise EnvironmentFault("the client is closed")
         if self._link is not None and self._link.is_open:
-            return self._link
+            if self._link.may_ask(asyncio.get_running_loop().time()):
+                return self._link
+            self._drop(self._link)
         if self._opening is None:
             self._opening = asyncio.create_task(self._open(refused_s))
             self._opening.add_done_callback(self._opened)
@@ -216,28 +221,29 @@ class Client:
         raise fault
 
     async def _shake_hands(self, address: tuple[str, int, int], until: float, refused_s: float) -> _Link:
-        loop = asyncio.get_running_loop()
-        for last in (False, True):
+        loop, alerts, refused = asyncio.get_running_loop(), 0, False
+        while loop.time() < until and not refused:
             link = _Link(address, self._dtls, self.counters, self._interface)
+            end = min(until, loop.time() + ATTEMPT_S)
             try:
-                done = await link.endpoint.handshake(until, refused_s)
-            except BaseException:
-                link.close("cancelled")
-                raise
+                done = await link.endpoint.handshake(end, refused_s)
+            finally:
+                if not link.endpoint.session.established:
+                    link.close("no session")
             if done:
                 self.counters.handshakes_ok += 1
                 return link
             self.counters.handshakes_failed += 1
-            alert, refused = link.endpoint.session.alert, link.endpoint.refused > 0
-            link.close("no session")
-            if not alert or loop.time() + ALERT_PAUSE_S > until:
-                break
-            if last:
+            alert = link.endpoint.session.alert
+            refused = link.endpoint.refused > 0 and not alert and loop.time() < end
+            alerts += alert > 0
+            if alerts > 1:
                 raise RemoteError(
                     f'{address[0]} port {address[1]} refused "{self._identity}" (TLS alert {alert})',
                     "was the device revoked, or the pairing code used up?",
                 )
-            await asyncio.sleep(ALERT_PAUSE_S)
+            if alert:
+                await asyncio.sleep(ALERT_PAUSE_S)
         raise _NoAnswer(refused)
 
     def _drop(self, link: _Link) -> None:
@@ -261,6 +267,7 @@ class _Link:
     ) -> None:
         """Raises: OSError, when there is no way to ``address``."""
         self._interface = interface
+        self._asked, self._since = 0, 0.0
         self.remote = transport.Remote(self._write, f"[{address[0]}]:{address[1]}")
         self.endpoint = ClientEndpoint(address, dtls, counters, self._received, self._ended)
 
@@ -268,6 +275,13 @@ class _Link:
     def is_open(self) -> bool:
         """Whether requests can go out on it."""
         return self.remote.open
+
+    def may_ask(self, now: float) -> bool:
+        """Whether one more message ID is free: a peer may answer from its table of duplicates if one comes twice."""
+        if now >= self._since + EXCHANGE_LIFETIME_S:
+            self._asked, self._since = 0, now
+        self._asked += 1
+        return self._asked <= MESSAGE_IDS
 
     def close(self, why: str) -> None:
         """End the session; what waits on it is told ``why``."""

@@ -63,7 +63,8 @@ class Context:
             (openssl.SSL_CTRL_SET_MAX_SEND_FRAGMENT, FRAGMENT_BYTES),
         ):
             calls.SSL_CTX_ctrl(ctx, control, value, None)
-        calls.SSL_CTX_ctrl(ctx, openssl.SSL_CTRL_SET_GROUPS_LIST, 0, ctypes.c_char_p(b"X25519:P-256"))
+        groups = ctypes.c_char_p(b"X25519:P-256")
+        assert calls.SSL_CTX_ctrl(ctx, openssl.SSL_CTRL_SET_GROUPS_LIST, 0, groups) == 1, "no X25519 or P-256"
         calls.SSL_CTX_set_options(ctx, _OPTIONS)
         assert calls.SSL_CTX_set_cipher_list(ctx, suites.encode()) == 1, f"OpenSSL knows none of {suites}"
 

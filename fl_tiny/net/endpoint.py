@@ -8,7 +8,7 @@ import contextlib
 import secrets
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from fl_tiny.net.dtls import Context, PskLookup, Session
@@ -85,6 +85,10 @@ class ServerEndpoint:
         """End everything that runs under one identity."""
         if not self._closed:
             self._carry_out(self._table.drop_identity(identity, why))
+
+    def limit_sessions(self, most: int) -> None:
+        """Change how many authenticated associations there may be; acts at the next handshake."""
+        self._table.limits = replace(self._table.limits, sessions=most)
 
     def close(self) -> None:
         """Tell every peer, free everything. May be called twice."""

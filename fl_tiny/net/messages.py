@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from fl_tiny.net.transport import Remote, Timing, message
 
 BLOCK_BYTES = 1024
+PAYLOAD_BYTES = 1152 - 64  # of one message: the largest CoAP message less header, token and options
 METHODS = ("GET", "POST", "PUT", "DELETE", "FETCH", "PATCH", "IPATCH")  # codes 0.01 to 0.07, RFC 7252 and RFC 8132
 _RESERVED_EXPONENT = 7  # RFC 7959 section 2.2
 _ETAG_BYTES = 8
@@ -97,6 +98,7 @@ def from_request(
     remote: Remote,
 ) -> Any:
     """A request of ours as aiocoap's, to one session."""
+    assert len(payload) <= PAYLOAD_BYTES, f"a request with {len(payload)} B fits no datagram"
     block = None if block2 is None else (block2[0], False, _exponent(block2[1]))
     return message(
         METHODS.index(method) + 1,
@@ -129,6 +131,7 @@ def from_response(response: Response, timing: Timing) -> Any:
     """A response of ours as aiocoap's, or 5.00 as an assertion when its code is none."""
     kind, dot, detail = response.code.partition(".")
     assert dot and kind in "245" and len(detail) == 2 and int(detail) < 32, f"{response.code} is no response code"
+    assert len(response.payload) <= PAYLOAD_BYTES, f"{response.code} with {len(response.payload)} B fits no datagram"
     block2 = response.block2
     return message(
         int(kind) << 5 | int(detail),

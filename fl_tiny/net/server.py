@@ -15,6 +15,7 @@ from fl_tiny.net.sessions import Association, Limits
 from fl_tiny.net.udp import bound_socket, split_address
 
 PAYLOAD_BYTES = 4096  # largest request body a server takes
+HANDLERS_S = 2.0  # for what is being handled when the server closes
 
 
 class ServerSession:
@@ -99,13 +100,19 @@ class Server:
         """Handshakes in flight now."""
         return self._endpoint.handshakes
 
+    def limit_sessions(self, most: int) -> None:
+        """Change how many authenticated sessions there may be, as devices are enrolled; acts at the next handshake."""
+        self._endpoint.limit_sessions(most)
+
     def drop_identity(self, identity: str) -> None:
         """End the sessions and handshakes of a revoked identity."""
         self._endpoint.drop_identity(identity, "revoked")
 
     async def close(self) -> None:
-        """Tell every peer, end every handler, free the port. May be called twice."""
+        """Tell every peer, let the handlers end, free the port. May be called twice."""
         self._endpoint.close()
+        if self._running:
+            await asyncio.wait(self._running, timeout=HANDLERS_S)
         for task in self._running:
             task.cancel()
         if self._context is not None:
