@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``fl-tiny model``: look at a .tflite file, measure it, and fit its last layers to samples."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fl_tiny.cli.common import command, group, progress, show
+
+if TYPE_CHECKING:
+    from fl_tiny.learn.head import Candidate
+    from fl_tiny.learn.tflite import Model, Tensor
+
+SEED = 1  # fixed: the same file and samples give the same result
+
+
+def add(groups: Any) -> None:
+    """Declare the commands of this group."""
+    commands = group(groups, "model", "look at a .tflite file, measure it, fit its head to samples")
+    parser = command(commands, "inspect", inspect, "fl-tiny model inspect model.tflite --json")
+    parser.add_argument("file", metavar="FILE", type=Path, help="a .tflite file")
+    parser = command(commands, "evaluate", evaluate, "fl-tiny model evaluate model.tflite --data test.npz")
+    parser.add_argument("file", metavar="FILE", type=Path, help="a .tflite file that tells classes apart")
+    parser.add_argument("--data", metavar="D.npz", type=Path, required=True, help="samples x and labels y")
+    example = "fl-tiny model personalise model.tflite --data mine.npz --out better.tflite"
+    parser = command(commands, "personalise", personalise, example)
+    parser.add_argument("file", metavar="FILE", type=Path, help="an int8 .tflite file; it is not changed")
+    parser.add_argument("--data", metavar="TRAIN.npz", type=Path, required=True, help="samples x and labels y")
+    parser.add_argument("--out", metavar="OUT.tflite", type=Path, required=True, help="where the result is written")
+    parser.add_argument(
+        "--layers",
+        metavar="K",
+        type=_positive,
+        help="train the last K dense layers (default: two where there are, else one)",
+    )
+    parser.add_argument(
+        "--epochs", metavar="E", type=_positive, help="times each sample is used (default: as measured good)"
+    )
+    parser.add_argument(
+        "--seed", metavar="S", type=_seed, default=SEED, help=f"of all random choices (default: {SEED})"
+    )
+
+
+def inspect(args: argparse.Namespace) -> None:
+    """Print a model's input, outputs, operators and the heads that can be trained."""
+    from fl_tiny.device.backbone import runtime_name
+    from fl_tiny.learn.head import candidates
+
+    model = _read(args.file)
+    heads = candidates(model)
+    graph = model.main
+    result = {
+        "input": _tensor(model.input),
+        "outputs": [_tensor(graph.tensors[index]) for index in graph.outputs],
+        "operators": [operator.name for operator in graph.operators],
+        "heads": [_head(head) for head in heads],
+        "runtime": runtime_name(),
+    }
+    lines = [_line("input", model.input), *(_line("output", graph.tensors[index]) for index in graph.outputs)]
+    lines.append(f"operators {' '.join(operator.name for operator in graph.operators)}")
+    lines += [_head_line(head) for head in heads]
+    lines.append(f"runtime   {result['runtime'] or 'none installed'}")
+    show(args, result, "\n".join(lines))
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Print the share of samples whose label the model finds."""
+    from fl_tiny.device.evaluation import accuracy
+    from fl_tiny.device.isolated import isolated_backbone
+
+    model = _read(args.file)
+    with isolated_backbone(model.data) as backbone:
+        share, samples = accuracy(model, backbone, args.data)
+        result = {"accuracy": share, "samples": samples, "runtime": backbone.name}
+    show(args, result, f"accuracy {share:.4f} on {samples} samples ({result['runtime']})")
+
+
+def personalise(args: argparse.Namespace) -> None:
+    """Train the last dense layers on samples and write the model, changed only if that makes it better."""
+    import numpy as np
+
+    from fl_tiny.device.evaluation import features_of
+    from fl_tiny.device.files import check_writable, write_atomically
+    from fl_tiny.device.isolated import isolated_backbone
+    from fl_tiny.learn import judge
+    from fl_tiny.learn.head import default_layers, head_spec
+    from fl_tiny.learn.requant import patch
+    from fl_tiny.learn.train import Settings, with_epochs
+
+    began = time.monotonic()
+    model = _read(args.file)
+    spec = head_spec(model, args.layers or default_layers(model))
+    check_writable(args.out)
+    features, labels = features_of(model, spec, args.data, isolated_backbone)
+    progress(f"{len(labels)} samples of {spec.feature_size} features; training {spec.parameters} parameters")
+    settings = with_epochs(Settings(), args.epochs)
+    outcome = judge.personalise(spec, features, labels, settings, np.random.default_rng(args.seed))
+    data = model.data
+    if outcome.head is not None:
+        data = patch(model.data, spec, outcome.head)
+        with isolated_backbone(data):  # it opens and runs, or this raises and nothing is written
+            pass
+    write_atomically(args.out, data)
+    before, after = outcome.before, outcome.after
+    progress(f"held-out loss {before.loss:.4f} before, {after.loss:.4f} after, on {after.samples} samples")
+    result = {
+        "before": before.accuracy,
+        "after": after.accuracy,
+        "accepted": outcome.accepted,
+        "layers": len(spec.layers),
+        "parameters": spec.parameters,
+        "seconds": round(time.monotonic() - began, 3),
+    }
+    verdict = "accepted" if outcome.accepted else "not better, the model is unchanged"
+    show(args, result, f"held-out accuracy {before.accuracy:.4f} before, {after.accuracy:.4f} after: {verdict}")
+
+
+def _read(path: Path) -> Model:
+    from fl_tiny.device.files import read_bounded
+    from fl_tiny.learn.tflite import MAX_FILE_BYTES, read_model
+
+    return read_model(read_bounded(path, MAX_FILE_BYTES))
+
+
+def _tensor(tensor: Tensor) -> dict[str, Any]:
+    scale = tensor.quantisation
+    single = scale is not None and len(scale.scale) == 1
+    return {
+        "shape": list(tensor.shape),
+        "dtype": tensor.dtype,
+        "scale": scale.scale[0] if scale and single else None,
+        "zero_point": scale.zero_point[0] if scale and single else None,
+    }
+
+
+def _head(head: Candidate) -> dict[str, Any]:
+    return {
+        "layers": head.layers,
+        "parameters": head.parameters,
+        "kinds": list(head.kinds),
+        "feature_shape": None if head.feature_shape is None else list(head.feature_shape),
+        "trainable": head.trainable,
+        "reason": head.reason,
+    }
+
+
+def _line(what: str, tensor: Tensor) -> str:
+    facts = _tensor(tensor)
+    scale = "" if facts["scale"] is None else f" scale {facts['scale']:.6g} zero point {facts['zero_point']}"
+    return f"{what:<9} {facts['dtype']} {facts['shape']}{scale}"
+
+
+def _head_line(head: Candidate) -> str:
+    if head.reason is not None:
+        return f"head      {head.layers}: cannot be trained: {head.reason}"
+    shape = list(head.feature_shape or ())
+    return f"head      {head.layers}: {', '.join(head.kinds)}, {head.parameters} parameters on {shape}"
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 100_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to 100000")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**64:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 2^64 - 1")
+    return int(text)

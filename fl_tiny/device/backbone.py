@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Input codes to output codes of a model; the one place that knows an inference runtime."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_tiny.errors import EnvironmentFault, ModelError
+from fl_tiny.learn.tflite import Model, read_model
+
+Codes = NDArray[Any]
+
+BATCH = 8  # samples an invocation; measured to work on all but streaming models, and a small board's arena holds it
+RUNTIMES = {  # distribution: module with an Interpreter; the smaller and older first
+    "tflite-runtime": "tflite_runtime.interpreter",
+    "ai-edge-litert": "ai_edge_litert.interpreter",
+}
+HINT = "pip install 'fl-tiny[tflite]'"
+
+
+class Backbone(Protocol):
+    """What turns samples into a model's output."""
+
+    @property
+    def name(self) -> str:
+        """Runtime and version, as ``tflite-runtime 2.14.0``: features of two runtimes differ by up to two steps."""
+
+    def run(self, x: Codes) -> Codes:
+        """x: (n, *input shape without batch) of the input's type.   Returns (n, outputs) of the output's type."""
+
+
+def runtime_name(runtime: str | None = None) -> str | None:
+    """The distribution and version that would run a model, or None when there is none."""
+    for name in [runtime] if runtime else list(RUNTIMES):
+        try:
+            importlib.import_module(RUNTIMES[name])
+            return f"{name} {importlib.metadata.version(name)}"
+        except ImportError:  # PackageNotFoundError is one
+            continue
+    return None
+
+
+def open_backbone(data: bytes, *, runtime: str | None = None) -> Backbone:
+    """An interpreter of the model in ``data``, in this process: a damaged file may still end it (see isolated.py).
+
+    runtime: ``tflite-runtime`` or ``ai-edge-litert``; None takes the first that is installed.
+    Raises: ModelError for a file that is damaged or that the runtime refuses; EnvironmentFault without a runtime.
+    """
+    model = read_model(data)
+    name = runtime_name(runtime)
+    if name is None:
+        raise EnvironmentFault(f"no inference runtime: {runtime or ' or '.join(RUNTIMES)} is not installed", hint=HINT)
+    module = importlib.import_module(RUNTIMES[name.split()[0]])
+    streaming = len(model.graphs) > 1 or any(tensor.variable for tensor in model.main.tensors)
+    sizes = [model.input.shape[0] if model.input.shape else 1]
+    if sizes[0] == 1 and not streaming:
+        sizes.insert(0, BATCH)  # some graphs have the batch written into a RESHAPE: those run one by one
+    fault: Exception | None = None
+    for size in sizes:
+        try:
+            return _open(module, data, model, name, size)
+        except (ValueError, RuntimeError) as refused:
+            fault = refused
+    raise ModelError(f"{name} refuses the model: {str(fault).strip()[:200]}") from fault
+
+
+@dataclass(frozen=True, slots=True)
+class _Interpreted:
+    """An interpreter with its tensors allocated for ``size`` samples."""
+
+    name: str
+    interpreter: Any
+    model: Model
+    size: int
+
+    def run(self, x: Codes) -> Codes:
+        source, result = self.interpreter.get_input_details()[0], self.interpreter.get_output_details()[0]
+        outputs = []
+        for rows, batch in _batches(x, self.size):
+            try:
+                self.interpreter.reset_all_variables()
+                self.interpreter.set_tensor(source["index"], batch.reshape(source["shape"]))
+                self.interpreter.invoke()
+            except (ValueError, RuntimeError) as refused:
+                raise ModelError(f"{self.name} cannot run the model: {str(refused).strip()[:200]}") from refused
+            outputs.append(self.interpreter.get_tensor(result["index"]).reshape(self.size, -1)[:rows])
+        return np.concatenate(outputs) if outputs else np.empty((0, 0), result["dtype"])
+
+
+def _open(module: Any, data: bytes, model: Model, name: str, size: int) -> _Interpreted:
+    interpreter = module.Interpreter(model_content=data, num_threads=1)
+    source = interpreter.get_input_details()[0]
+    if list(source["shape"])[:1] != [size]:
+        interpreter.resize_tensor_input(source["index"], [size, *source["shape"][1:]])
+    interpreter.allocate_tensors()
+    opened = _Interpreted(name, interpreter, model, size)
+    shape = list(interpreter.get_output_details()[0]["shape"])
+    if size > 1 and shape[:1] != [size]:
+        raise ValueError(f"the output has shape {shape} for {size} samples")
+    if len(shape) == 0 or int(np.prod(shape)) % size:
+        raise ValueError(f"the output has shape {shape}")
+    opened.run(np.zeros((size, *source["shape"][1:]), source["dtype"]))  # some graphs refuse a batch only here
+    return opened
+
+
+def _batches(x: Codes, size: int) -> Iterator[tuple[int, Codes]]:
+    """``size`` rows at a time, the last filled up with zeros, and how many of them count."""
+    for start in range(0, len(x), size):
+        batch = x[start : start + size]
+        rows = len(batch)
+        if rows < size:
+            batch = np.concatenate([batch, np.zeros((size - rows, *x.shape[1:]), x.dtype)])
+        yield rows, batch

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Samples and labels from a .npz file, bounded before anything is unpacked and read a batch at a time."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from fl_tiny.errors import DataError
+from fl_tiny.learn.quant import Affine
+from fl_tiny.learn.tflite import Tensor
+
+MAX_X_BYTES = 1 << 30  # guess: 5,000 pictures of 224 x 224 x 3 bytes; read a batch at a time, never held
+MAX_Y_BYTES = 8 << 20  # a million labels of eight bytes
+MAX_MEMBERS = 64
+BATCH = 32  # samples that are real numbers at a time
+HINT = "numpy.savez(FILE, x=samples, y=labels) writes one"
+DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, TypeError, SyntaxError, NotImplementedError, KeyError)
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A checked archive; samples are read from it when asked for. labels: (samples,) int64, or None."""
+
+    path: Path
+    samples: int
+    labels: NDArray[np.int64] | None
+    source: Tensor
+    dtype: np.dtype[Any]
+
+    def batches(self) -> Iterator[NDArray[Any]]:
+        """Samples as codes of the model's input, (n, *shape without batch), at most ``BATCH`` at a time.
+
+        Raises: DataError when the archive is damaged or holds a number that is not finite.
+        """
+        shape = self.source.shape[1:]
+        row = math.prod(shape) * self.dtype.itemsize
+        try:
+            with zipfile.ZipFile(self.path) as archive, archive.open("x.npy") as member:
+                _header(member, "x")
+                for start in range(0, self.samples, BATCH):
+                    count = min(BATCH, self.samples - start)
+                    part = np.frombuffer(_exactly(member, count * row), self.dtype).reshape(count, *shape)
+                    yield _codes(part, self.source, start)
+                member.read(1)  # reaching the end is what compares the checksum
+        except DAMAGED as fault:
+            raise _damaged(self.path, fault) from fault
+
+
+def open_dataset(path: Path, source: Tensor, *, classes: int | None) -> Dataset:
+    """The samples in ``path`` for a model's input ``source``, with labels below ``classes``, or none for None.
+
+    x: (n, *input shape without batch): floats are real units, the input's own integers are its codes.   y: (n,)
+    integers.   Raises: DataError naming what is missing, of another shape or type, or out of range.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            _bound(archive, path)
+            with archive.open("x.npy") as member:
+                shape, dtype = _header(member, "x")
+            labels = None if classes is None else _labels(archive, path, classes)
+            size = archive.getinfo("x.npy").file_size
+    except OSError as fault:
+        raise DataError(f"{path}: {fault.strerror or fault}", hint=HINT) from fault
+    except DAMAGED as fault:
+        raise _damaged(path, fault) from fault
+    wanted = source.shape[1:]
+    if len(shape) == 0 or shape[1:] != wanted:
+        raise DataError(f"{path}: x has shape {list(shape)}; the model takes [n, {', '.join(map(str, wanted))}]")
+    if dtype.kind != "f" and dtype.name != source.dtype:
+        raise DataError(
+            f"{path}: x is {dtype.name}; the model takes {source.dtype} codes or real numbers",
+            hint="give float32 in the units the model was trained with",
+        )
+    if dtype.kind == "f" and dtype.itemsize not in (2, 4, 8):
+        raise DataError(f"{path}: x is {dtype.name}; give float16, float32 or float64")
+    if shape[0] == 0:
+        raise DataError(f"{path}: x has no samples")
+    if size < math.prod(shape) * dtype.itemsize:
+        raise DataError(f"{path}: x ends before its {shape[0]} samples do", hint="copy the file again")
+    if labels is not None and len(labels) != shape[0]:
+        raise DataError(f"{path}: x has {shape[0]} samples and y {len(labels)} labels")
+    return Dataset(path, shape[0], labels, source, dtype)
+
+
+def _bound(archive: zipfile.ZipFile, path: Path) -> None:
+    """Raises: DataError for an archive that lacks a member, has too many, or would unpack to too much."""
+    members = {info.filename: info for info in archive.infolist()}
+    if len(archive.infolist()) > MAX_MEMBERS:
+        raise DataError(f"{path}: it has {len(archive.infolist())} members, more than {MAX_MEMBERS}", hint=HINT)
+    if "x.npy" not in members:
+        raise DataError(f"{path}: it has no array x", hint=HINT)
+    for name, limit in (("x.npy", MAX_X_BYTES), ("y.npy", MAX_Y_BYTES)):
+        if name in members and members[name].file_size > limit:
+            raise DataError(f"{path}: {name} unpacks to {members[name].file_size} bytes, more than {limit}")
+
+
+def _header(member: IO[bytes], name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of the array whose bytes follow. Raises: DataError, ValueError."""
+    version = npy.read_magic(member)  # type: ignore[no-untyped-call]  # numpy leaves it without types
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"{name} has array format {version}")
+    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    shape, fortran, dtype = read(member)  # type: ignore[no-untyped-call]
+    if dtype.hasobject or dtype.kind not in "iuf" or dtype.shape:
+        raise DataError(f"{name} holds {dtype} values instead of numbers", hint=HINT)
+    if fortran and len(shape) > 1:
+        raise DataError(f"{name} is in Fortran order", hint="numpy.ascontiguousarray(x) turns it round")
+    return tuple(shape), dtype
+
+
+def _labels(archive: zipfile.ZipFile, path: Path, classes: int) -> NDArray[np.int64]:
+    if "y.npy" not in archive.namelist():
+        raise DataError(f"{path}: it has no array y with the labels", hint=HINT)
+    with archive.open("y.npy") as member:
+        shape, dtype = _header(member, "y")
+        if len(shape) != 1 or dtype.kind not in "iu":
+            raise DataError(f"{path}: y is {dtype.name} of shape {list(shape)}; give one integer a sample")
+        if shape[0] * dtype.itemsize > MAX_Y_BYTES:
+            raise DataError(f"{path}: y has {shape[0]} labels, more than fit {MAX_Y_BYTES} bytes")
+        labels = np.frombuffer(_exactly(member, shape[0] * dtype.itemsize), dtype)
+        member.read(1)
+    wrong = (labels < 0) | (labels >= classes)
+    if wrong.any():
+        first = int(np.flatnonzero(wrong)[0])
+        raise DataError(f"{path}: y[{first}] is {labels[first]}; the model has classes 0 to {classes - 1}")
+    return labels.astype(np.int64)
+
+
+def _codes(part: NDArray[Any], source: Tensor, start: int) -> NDArray[Any]:
+    if part.dtype.kind != "f":
+        return part.astype(source.dtype)
+    finite = np.isfinite(part)
+    if not finite.all():
+        row = start + int(np.argwhere(~finite)[0][0])
+        raise DataError(f"x[{row}] holds a number that is not finite")
+    if source.dtype == "float32":
+        return part.astype(np.float32)
+    scale = source.quantisation
+    if scale is None or scale.scale[0] <= 0:
+        raise DataError(f"the model's input is {source.dtype} without a scale", hint=f"give {source.dtype} codes")
+    return Affine(scale.scale[0], scale.zero_point[0]).to_codes(part, source.dtype)
+
+
+def _exactly(member: IO[bytes], size: int) -> bytes:
+    data = member.read(size)
+    if len(data) < size:
+        raise EOFError("it ends too early")
+    return data
+
+
+def _damaged(path: Path, fault: Exception) -> DataError:
+    return DataError(f"{path} is no .npz file that can be read: {str(fault)[:200]}", hint=HINT)

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A data set put through a model: its features for training, or the share of labels that the model finds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_tiny.device.backbone import Backbone
+from fl_tiny.device.dataset import open_dataset
+from fl_tiny.errors import DataError, ModelError
+from fl_tiny.learn.head import HeadSpec
+from fl_tiny.learn.quant import Affine
+from fl_tiny.learn.tflite import Model, cut
+
+MAX_FEATURE_BYTES = 256 << 20  # guess: what a board of 512 MB can hold beside the rest
+
+
+def features_of(
+    model: Model, spec: HeadSpec, path: Path, opened: Callable[[bytes], AbstractContextManager[Backbone]]
+) -> tuple[NDArray[np.int8], NDArray[np.int64]]:
+    """(n, features) int8 codes of the feature tensor and (n,) labels for the samples in ``path``.
+
+    Raises: DataError for samples that do not fit, ModelError for a backbone that does not run.
+    """
+    data = open_dataset(path, model.input, classes=spec.classes)
+    assert data.labels is not None
+    if data.samples * spec.feature_size > MAX_FEATURE_BYTES:
+        raise DataError(f"{path}: {data.samples} samples are too many", hint="train on a part of them")
+    features = np.empty((data.samples, spec.feature_size), np.int8)
+    done = 0
+    with opened(cut(model, spec.feature_tensor)) as backbone:
+        for batch in data.batches():
+            features[done : done + len(batch)] = backbone.run(batch)
+            done += len(batch)
+    return features, data.labels
+
+
+def accuracy(model: Model, backbone: Backbone, path: Path) -> tuple[float, int]:
+    """The share of samples in ``path`` whose label the whole model finds, and how many samples there are."""
+    output = model.output
+    values = math.prod(output.shape[1:])
+    if len(output.shape) < 1 or values < 1 or output.dtype not in ("int8", "uint8", "float32"):
+        raise ModelError(f"the output is {output.dtype} {list(output.shape)}: it tells no classes apart")
+    data = open_dataset(path, model.input, classes=max(2, values))
+    assert data.labels is not None
+    right = done = 0
+    for batch in data.batches():
+        y = backbone.run(batch)
+        found = _real(model, y)[:, 0] > 0.5 if y.shape[1] == 1 else y.argmax(axis=1)
+        right += int((found == data.labels[done : done + len(batch)]).sum())
+        done += len(batch)
+    return right / done, done
+
+
+def _real(model: Model, y: NDArray[np.generic]) -> NDArray[np.float32]:
+    scale = model.output.quantisation
+    if y.dtype == np.float32 or scale is None:
+        return y.astype(np.float32)
+    return Affine(scale.scale[0], scale.zero_point[0]).to_real(y)  # type: ignore[arg-type]

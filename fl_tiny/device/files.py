@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole files in and out: bounded when read, complete or absent when written."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from fl_tiny.errors import DataError, EnvironmentFault, ModelError
+
+
+def read_bounded(path: Path, limit: int, fault: type[ModelError] | type[DataError] = ModelError) -> bytes:
+    """The bytes of ``path``. Raises: ``fault`` when it is missing, no plain file, or longer than ``limit``."""
+    try:
+        if path.exists() and not path.is_file():  # a pipe or a device may never end
+            raise fault(f"{path} is no file", hint="give the path of a file")
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except (OSError, ValueError) as refused:  # ValueError: a zero byte in the path
+        raise fault(f"{path}: {getattr(refused, 'strerror', None) or refused}", hint="is the path right?") from refused
+    if len(data) > limit:
+        raise fault(f"{path} is longer than {limit} bytes", hint="give a smaller file")
+    return data
+
+
+def check_writable(path: Path) -> None:
+    """Raises: EnvironmentFault when no file could be written at ``path``. Asked before long work; changes nothing."""
+    if path.is_dir():
+        raise EnvironmentFault(f"{path} is a directory", hint="give the path of a file")
+    if not path.parent.is_dir():
+        raise EnvironmentFault(f"{path.parent} is no directory", hint="make it first")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise EnvironmentFault(f"{path.parent} cannot be written", hint="choose another place or change its rights")
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Put ``data`` at ``path`` as a whole, on the disk when this returns.
+
+    Raises: EnvironmentFault; what stood there before then still stands.
+    """
+    draft: Path | None = None
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
+        draft = Path(name)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fchmod(handle, 0o644 & ~_umask())
+            os.fsync(handle)
+        draft.replace(path)
+        draft = None
+        _sync_directory(path.parent)
+    except OSError as refused:
+        hint = "is there space, and a right to write?"
+        raise EnvironmentFault(f"{path}: {refused.strerror or refused}", hint) from refused
+    finally:
+        if draft is not None:
+            draft.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def _sync_directory(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)  # the rename itself lives in the directory
+    finally:
+        os.close(handle)
