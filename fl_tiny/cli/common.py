@@ -6,15 +6,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 Command = Callable[[argparse.Namespace], int | None]
 
 
-def command(
-    group: Any, name: str, run: Command, example: str, *, json_flag: bool = True
-) -> argparse.ArgumentParser:
+def command(group: Any, name: str, run: Command, example: str, *, json_flag: bool = True) -> argparse.ArgumentParser:
     """Add ``name`` to ``group`` with its first docstring sentence as help and ``example`` below the options."""
     summary = (run.__doc__ or "").strip().split("\n")[0]
     parser: argparse.ArgumentParser = group.add_parser(
@@ -41,6 +39,42 @@ def show(args: argparse.Namespace, result: Any, text: str) -> None:
     print(json.dumps(result) if args.json else text)
 
 
+def table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
+    """``rows`` as aligned text under their names; unknown is a dash."""
+    cells = [list(names)] + [[_cell(row[name]) for name in names] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells)
+
+
+def events(args: argparse.Namespace) -> Callable[[str, dict[str, Any]], None]:
+    """How a daemon reports: one JSON object a line, flushed, under ``--json``; else nothing (the log tells)."""
+
+    def emit(event: str, facts: dict[str, Any]) -> None:
+        if args.json:
+            print(json.dumps({"event": event, **facts}), flush=True)
+
+    return emit
+
+
+def duration(text: str) -> float:
+    """Seconds of ``90``, ``90s``, ``30m``, ``12h`` or ``7d``, for argparse."""
+    unit = {"s": 1, "m": 60, "h": 3600, "d": 86_400}.get(text[-1:].lower())
+    number = text[:-1] if unit else text
+    try:
+        seconds = float(number) * (unit or 1)
+    except ValueError:
+        seconds = -1.0
+    if not 1 <= seconds <= 366 * 86_400:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time such as 30m, 12h or 7d")
+    return seconds
+
+
 def progress(line: str) -> None:
     """One line of progress on stderr; stdout is for results."""
     print(line, file=sys.stderr, flush=True)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -7,7 +7,9 @@ import argparse
 import importlib
 import logging
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from fl_tiny import __version__
@@ -46,6 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         return 0
+    except Exception as ours:
+        at = traceback.extract_tb(ours.__traceback__)[-1]
+        where = f"{Path(at.filename).name}:{at.lineno}"
+        print(f"fl-tiny: our own fault: {type(ours).__name__} at {where}: {ours}".replace("\n", " "), file=sys.stderr)
+        logging.getLogger(__name__).debug("where it came from", exc_info=ours)
+        return FlTinyError.EXIT
 
 
 def entry() -> NoReturn:

@@ -160,3 +160,12 @@ def _exactly(member: IO[bytes], size: int) -> bytes:
 
 def _damaged(path: Path, fault: Exception) -> DataError:
     return DataError(f"{path} is no .npz file that can be read: {str(fault)[:200]}", hint=HINT)
+
+
+def input_codes(x: NDArray[Any], source: Tensor) -> NDArray[Any]:
+    """An array of samples as codes of a model's input. Raises: DataError as ``open_dataset`` and ``batches``."""
+    if x.ndim == 0 or x.shape[1:] != tuple(source.shape[1:]):
+        raise DataError(f"x has shape {list(x.shape)}; the model takes [n, {', '.join(map(str, source.shape[1:]))}]")
+    if x.dtype.kind != "f" and x.dtype.name != source.dtype:
+        raise DataError(f"x is {x.dtype}; the model takes {source.dtype} codes or real numbers")
+    return _codes(x, source, 0)

@@ -63,3 +63,11 @@ def _real(model: Model, y: NDArray[np.generic]) -> NDArray[np.float32]:
     if y.dtype == np.float32 or scale is None:
         return y.astype(np.float32)
     return Affine(scale.scale[0], scale.zero_point[0]).to_real(y)  # type: ignore[arg-type]
+
+
+def classes_of_outputs(model: Model, y: NDArray[np.generic]) -> NDArray[np.int64]:
+    """The class of each row of a model's output, (n,): the largest value's, or a single sigmoid above one half."""
+    if y.shape[1] == 1:
+        return (_real(model, y)[:, 0] > 0.5).astype(np.int64)
+    found: NDArray[np.int64] = y.argmax(axis=1)
+    return found

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``fl-tiny device``: enrol a board, run it, look at it."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from fl_tiny.cli.common import command, events, group, show
+
+
+def add(parent: Any) -> None:
+    """Declare the commands of this group."""
+    sub = group(parent, "device", "enrol and run this board")
+    p = command(sub, "enroll", enroll, "fl-tiny device enroll dev --code FL1:…")
+    p.add_argument("dir", type=Path)
+    p.add_argument("--code", required=True, metavar="CODE|-|@FILE", help="the pairing code; -: from stdin; @FILE")
+    p.add_argument("--gateway", metavar="HOST:PORT", help="where the gateway is (default: the address in the code)")
+    p.add_argument("--name", help="what the operator sees for this board, such as kitchen")
+    p = command(sub, "run", run, "fl-tiny device run dev")
+    p.add_argument("dir", type=Path)
+    until = p.add_mutually_exclusive_group()
+    until.add_argument("--once", action="store_true", help="take part in what is open, then exit (for a timer)")
+    until.add_argument("--rounds", type=int, metavar="N", help="exit 0 once DIR has N counted rounds")
+    p = command(sub, "status", status, "fl-tiny device status dev --json")
+    p.add_argument("dir", type=Path)
+
+
+def enroll(args: argparse.Namespace) -> None:
+    """Enrol this board with a gateway by a single-use code."""
+    from fl_tiny import statedir
+    from fl_tiny.device.enrol import enrol
+
+    code = _code(args.code)
+    if args.dir.exists():
+        statedir.act_as_owner(args.dir)
+    done = asyncio.run(enrol(args.dir, code, args.gateway, args.name))
+    text = f"enrolled as {done.id} with {done.gateway}, model {done.model}\nnext: fl-tiny device run {args.dir}"
+    show(args, {"id": done.id, "gateway": done.gateway, "model": done.model}, text)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Take part in the fleet's rounds; SIGTERM ends it at once, losing nothing."""
+    from fl_tiny import statedir
+    from fl_tiny.device.agent import Agent
+    from fl_tiny.device.store import DeviceStore
+
+    if args.dir.exists():
+        statedir.act_as_owner(args.dir)
+    DeviceStore.open(args.dir / statedir.DATABASE).close()  # its refusal comes before the lock's
+    with statedir.locked(args.dir):
+        agent = Agent(args.dir, events(args))
+        asyncio.run(_until_signal(agent.run(once=args.once, rounds=args.rounds)))
+
+
+async def _until_signal(work: Any) -> None:
+    """Run until done; SIGTERM returns, SIGINT raises KeyboardInterrupt."""
+    task = asyncio.ensure_future(work)
+    caught: list[int] = []
+
+    def stop(number: int) -> None:
+        caught.append(number)
+        task.cancel()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop, number)
+    try:
+        await task
+    except asyncio.CancelledError:
+        if signal.SIGINT in caught:
+            raise KeyboardInterrupt from None
+
+
+def status(args: argparse.Namespace) -> None:
+    """Say what this board holds and how its model does on its own held-out samples."""
+    from fl_tiny import statedir
+    from fl_tiny.device.store import DeviceStore
+
+    if args.dir.exists():
+        statedir.act_as_owner(args.dir)
+    store = DeviceStore.open(args.dir / statedir.DATABASE)
+    kept = store.kept()
+    found = {
+        "id": store.get("did").hex(),
+        "state": "running" if statedir.is_running(args.dir) else "stopped",
+        "gateway": store.get("gateway"),
+        "rounds": store.rounds,
+        "samples": store.sample_stats()[0],
+        "kept": kept.kind,
+        "accuracy": {"previous": kept.previous, "global": kept.fleet, "personal": kept.personal},
+    }
+    show(args, found, "\n".join(f"{key:9}{value}" for key, value in found.items()))
+
+
+def _code(text: str) -> str:
+    """The code itself, from stdin for ``-`` or from a file for ``@FILE``."""
+    from fl_tiny.errors import DataError
+
+    if text == "-":
+        return sys.stdin.read(1024)
+    if text.startswith("@"):
+        try:
+            with Path(text[1:]).open(encoding="utf-8") as file:
+                found = file.read(4096)
+        except (OSError, UnicodeDecodeError) as cause:
+            raise DataError(f"cannot read the code from {text[1:]}: {cause}") from cause
+        start = found.find("FL1:")  # the file may be a card's fl-tiny.toml
+        return found[start:].split('"')[0].split("\n")[0] if start >= 0 else found
+    return text

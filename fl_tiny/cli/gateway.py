@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``fl-tiny gateway``: make, run, pair, look at and export from an aggregator."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from fl_tiny.cli.common import command, duration, events, group, progress, show, table
+
+
+def add(parent: Any) -> None:
+    """Declare the commands of this group."""
+    sub = group(parent, "gateway", "run the aggregator of a fleet")
+    p = command(sub, "init", init, "fl-tiny gateway init gw --model model.tflite --labels labels.txt")
+    p.add_argument("dir", type=Path)
+    p.add_argument("--model", type=Path, required=True, help="the int8 .tflite the fleet trains")
+    p.add_argument("--layers", type=int, metavar="K", help="train the last K dense layers (default: 2, or 1 if only 1)")
+    p.add_argument("--labels", type=Path, metavar="L.txt", help="names of the classes, one a line")
+    p = command(sub, "run", run, "fl-tiny gateway run gw --web 127.0.0.1:8080 --clients 10 --interval 600")
+    p.add_argument("dir", type=Path)
+    p.add_argument("--bind", metavar="HOST:PORT", help="where to listen (default: [::]:5684, both IPv6 and IPv4)")
+    p.add_argument("--web", metavar="HOST:PORT", help="serve the operator's page there (read-only)")
+    p.add_argument("--rounds", type=int, metavar="N", help="exit 0 once DIR holds N published rounds in all")
+    p.add_argument("--clients", type=int, metavar="N", help="updates wanted a round (default: all devices online)")
+    p.add_argument("--quorum", type=float, metavar="SHARE", help="share of them that may close a round (default: 0.6)")
+    p.add_argument("--deadline", type=float, metavar="S", help="seconds until a round closes anyway (default: 600)")
+    p.add_argument("--interval", type=float, metavar="S", help="seconds between rounds, 0: at once (default: 3600)")
+    p = command(sub, "pair", pair, "fl-tiny gateway pair gw --count 50 --expires 7d --out cards")
+    p.add_argument("dir", type=Path)
+    p.add_argument("--count", type=int, default=1, metavar="N", help="how many codes (default: 1)")
+    p.add_argument("--expires", type=duration, metavar="TIME", help="such as 30m, 12h, 7d (default: 10m)")
+    p.add_argument("--out", type=Path, metavar="DIR2", help="write one fl-tiny.toml a card below DIR2")
+    p.add_argument("--peer", metavar="NAME", help="instead: add a read-only peer for a foreign CoAP stack")
+    for name, run_it, example in (
+        ("devices", devices, "fl-tiny gateway devices gw --json"),
+        ("rounds", rounds, "fl-tiny gateway rounds gw"),
+        ("status", status, "fl-tiny gateway status gw --json"),
+    ):
+        command(sub, name, run_it, example).add_argument("dir", type=Path)
+    p = command(sub, "revoke", revoke, "fl-tiny gateway revoke gw kitchen")
+    p.add_argument("dir", type=Path)
+    p.add_argument("device", help="an id, a unique prefix of one, or a name")
+    p = command(sub, "export", export, "fl-tiny gateway export gw --out fleet.tflite")
+    p.add_argument("dir", type=Path)
+    p.add_argument("--out", type=Path, required=True, metavar="FILE.tflite")
+
+
+def init(args: argparse.Namespace) -> None:
+    """Make DIR the gateway of a fleet that trains this model."""
+    from fl_tiny.gateway import setup
+
+    made = setup.initialise(args.dir, args.model, args.layers, args.labels)
+    text = (
+        f"{args.dir} is a gateway for {made.model}, training its last {made.layers} dense layers\n"
+        f"model key {made.model_key}\nnext: fl-tiny gateway run {args.dir}, and fl-tiny gateway pair {args.dir}"
+    )
+    show(args, {"model": made.model, "layers": made.layers, "model_key": made.model_key}, text)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the rounds of DIR's fleet."""
+    from fl_tiny.gateway import server
+
+    _owner(args.dir)
+    options = server.RunOptions(
+        args.bind, args.web, args.rounds, args.clients, args.quorum, args.deadline, args.interval
+    )
+    server.run(args.dir, options, events(args))
+
+
+def pair(args: argparse.Namespace) -> None:
+    """Make single-use pairing codes for new devices, or a read-only peer."""
+    from fl_tiny import config, statedir
+    from fl_tiny.errors import ConfigError
+    from fl_tiny.gateway import setup
+
+    _owner(args.dir)
+    if args.peer is not None:
+        identity, key = setup.new_peer(args.dir, args.peer)
+        show(args, {"identity": identity, "key": key}, f"identity {identity}\nkey      {key}")
+        return
+    if not 1 <= args.count <= 10_000:
+        raise ConfigError(f"--count {args.count} is not from 1 to 10000")
+    settings = config.load(args.dir / statedir.SETTINGS, config.GatewaySettings)
+    seconds = args.expires if args.expires is not None else settings.code_minutes * 60
+    codes = setup.new_codes(args.dir, args.count, seconds)
+    if args.out is not None:
+        setup.write_cards(args.out, codes)
+    made = [{"code": code, "expires_s": round(seconds)} for code in codes]
+    text = "\n".join(codes)
+    if args.count == 1 and not args.json and args.out is None:
+        text = f"{_qr(codes[0])}{codes[0]}\non the device: fl-tiny device enroll DIR --code {codes[0]}"
+    show(args, made[0] if args.count == 1 else made, text)
+
+
+def devices(args: argparse.Namespace) -> None:
+    """List the devices of the fleet."""
+    from fl_tiny.gateway import setup
+
+    rows = setup.device_rows(_store(args.dir))
+    show(args, rows, table(rows, ("id", "name", "state", "last_round", "samples", "last_seen_s")))
+
+
+def rounds(args: argparse.Namespace) -> None:
+    """List the rounds, oldest first."""
+    rows = _store(args.dir).rounds()
+    names = ("number", "state", "invited", "received", "samples", "loss", "accuracy", "seconds")
+    show(args, rows, table(rows, names))
+
+
+def status(args: argparse.Namespace) -> None:
+    """Say where the gateway listens and what it is doing."""
+    from fl_tiny import statedir
+    from fl_tiny.gateway import setup
+
+    store = _store(args.dir)
+    found = setup.summary(store, statedir.is_running(args.dir))
+    show(args, found, "\n".join(f"{key:8} {value}" for key, value in found.items()))
+
+
+def revoke(args: argparse.Namespace) -> None:
+    """Take a device out of the fleet, at once and for good."""
+    from fl_tiny.gateway import setup
+
+    store = _store(args.dir)
+    device = setup.find_device(store, args.device)
+    store.revoke(device.did)
+    show(args, {"id": device.did.hex(), "state": "revoked"}, f"{device.did.hex()} is revoked")
+
+
+def export(args: argparse.Namespace) -> None:
+    """Write the model with the fleet's last head as a .tflite."""
+    from fl_tiny.gateway import setup
+
+    version = setup.export(args.dir, args.out)
+    digest = hashlib.sha256(args.out.read_bytes()).hexdigest()
+    progress(f"{args.out}: round {version.number}")
+    show(args, {"out": str(args.out), "round": version.number, "sha256": digest}, f"{digest}  {args.out}")
+
+
+def _store(directory: Path) -> Any:
+    from fl_tiny import statedir
+    from fl_tiny.gateway.store import Store
+
+    _owner(directory)
+    return Store.open(directory / statedir.DATABASE)
+
+
+def _owner(directory: Path) -> None:
+    from fl_tiny import statedir
+
+    if directory.exists():
+        statedir.act_as_owner(directory)
+
+
+def _qr(code: str) -> str:
+    """The code as a QR for a terminal, empty without the library of the extra [gateway]."""
+    try:
+        import segno
+    except ImportError:
+        return ""
+    import io
+
+    picture = io.StringIO()
+    segno.make(code, error="l").terminal(picture, compact=True)
+    return picture.getvalue()

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``fl-tiny samples``: what a board learns from, kept as features."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from fl_tiny.cli.common import command, group, progress, show
+
+
+def add(parent: Any) -> None:
+    """Declare the commands of this group."""
+    sub = group(parent, "samples", "add, count and forget what this board learns from")
+    p = command(sub, "add", add_samples, "fl-tiny samples add dev --data D.npz")
+    p.add_argument("dir", type=Path)
+    p.add_argument("--data", type=Path, required=True, metavar="D.npz", help="arrays x and y")
+    command(sub, "stats", stats, "fl-tiny samples stats dev --json").add_argument("dir", type=Path)
+    p = command(sub, "forget", forget, "fl-tiny samples forget dev --label 3")
+    p.add_argument("dir", type=Path)
+    which = p.add_mutually_exclusive_group(required=True)
+    which.add_argument("--label", type=int, metavar="L", help="forget the samples of this class")
+    which.add_argument("--all", action="store_true", help="forget every sample")
+
+
+def add_samples(args: argparse.Namespace) -> None:
+    """Turn labelled inputs into features and store those; the inputs themselves are not kept."""
+    from fl_tiny.device.dataset import open_dataset
+
+    device = _device(args.dir)
+    data = open_dataset(args.data, device.model.input, classes=device.spec.classes)
+    assert data.labels is not None
+    features = []
+    for batch in data.batches():
+        features.append(device.features(batch))
+        progress(f"features of {sum(map(len, features))} of {data.samples} samples")
+    added = 0
+    import numpy as np
+
+    added = device.learn_features(np.concatenate(features), data.labels)
+    total = _store(args.dir).sample_stats()[0]
+    show(args, {"added": added, "samples": total}, f"added {added} samples, {total} stored")
+
+
+def stats(args: argparse.Namespace) -> None:
+    """Count the stored samples."""
+    device = _device(args.dir)
+    store = _store(args.dir)
+    samples, held_out, size = store.sample_stats()
+    found = {
+        "samples": samples,
+        "held_out": held_out,
+        "classes": {str(label): n for label, n in store.counts().items()},
+        "bytes": size,
+        "feature_shape": list(device.spec.feature_shape),
+    }
+    show(args, found, "\n".join(f"{key:14}{value}" for key, value in found.items()))
+
+
+def forget(args: argparse.Namespace) -> None:
+    """Remove samples, and what training on them left to send; what published heads learned stays."""
+    store = _store(args.dir)
+    gone = store.forget(None if args.all else args.label)
+    left = store.sample_stats()[0]
+    show(args, {"forgotten": gone, "samples": left}, f"forgot {gone} samples, {left} stored")
+
+
+def _device(directory: Path) -> Any:
+    from fl_tiny import statedir
+    from fl_tiny.device.api import Device
+
+    if directory.exists():
+        statedir.act_as_owner(directory)
+    return Device.open(directory)
+
+
+def _store(directory: Path) -> Any:
+    from fl_tiny import statedir
+    from fl_tiny.device.store import DeviceStore
+
+    return DeviceStore.open(directory / statedir.DATABASE)

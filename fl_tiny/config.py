@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DIR/fl-tiny.toml into checked frozen dataclasses; all faults reported at once, an unknown key with the nearest."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from fl_tiny.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+S = TypeVar("S")
+SIZE_LIMIT = 65_536  # bytes of a settings file
+
+
+@dataclass(frozen=True, slots=True)
+class GatewaySettings:
+    """What DIR/fl-tiny.toml of a gateway may say; docs/config.md explains each key."""
+
+    bind: str = "[::]:5684"
+    web: str | None = None
+    clients: int | None = None
+    quorum: float = 0.6
+    deadline: float = 600.0
+    interval: float = 3600.0
+    epochs: int = 4
+    batch: int = 16
+    rate: float = 0.02
+    max_samples: int = 2000
+    code_minutes: float = 10.0
+    advertise: str | None = None
+    handshakes_per_s: int = 50
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSettings:
+    """What DIR/fl-tiny.toml of a device may say; docs/config.md explains each key."""
+
+    gateway: str | None = None
+    lan_timing: bool = False
+    max_samples: int = 5000
+    personal_epochs: int = 30
+
+
+Rule = tuple[str, Callable[[Any], bool]]
+RULES: dict[str, Rule] = {
+    "clients": ("at least 1", lambda v: v >= 1),
+    "quorum": ("above 0 and at most 1", lambda v: 0 < v <= 1),
+    "deadline": ("1 to 86400 seconds", lambda v: 1 <= v <= 86_400),
+    "interval": ("0 to 86400 seconds", lambda v: 0 <= v <= 86_400),
+    "epochs": ("1 to 100", lambda v: 1 <= v <= 100),
+    "batch": ("1 to 4096", lambda v: 1 <= v <= 4096),
+    "rate": ("above 0 and at most 10", lambda v: 0 < v <= 10),
+    "max_samples": ("1 to 65535", lambda v: 1 <= v <= 65_535),
+    "code_minutes": ("above 0 and at most 43200", lambda v: 0 < v <= 43_200),
+    "handshakes_per_s": ("1 to 100000", lambda v: 1 <= v <= 100_000),
+    "personal_epochs": ("1 to 1000", lambda v: 1 <= v <= 1000),
+}
+
+
+def load(path: Path, cls: type[S]) -> S:
+    """The settings of ``path``, defaults where it does not exist. Raises: ConfigError that lists every fault."""
+    if not path.exists():
+        return cls()
+    try:
+        raw = path.read_bytes()
+        if len(raw) > SIZE_LIMIT:
+            raise ConfigError(f"{path}: {len(raw)} B, at most {SIZE_LIMIT}")
+        table = tomllib.loads(raw.decode())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as cause:
+        raise ConfigError(f"{path}: {cause}") from cause
+    return check(table, cls, str(path))
+
+
+def check(table: dict[str, Any], cls: type[S], where: str) -> S:
+    """``table`` as settings. Raises: ConfigError that lists every fault, each with its key and a hint."""
+    hints = get_type_hints(cls)
+    faults: list[str] = []
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, 1, 0.5)
+            faults.append(f"unknown key {key}" + (f", did you mean {near[0]}?" if near else ""))
+            continue
+        fault = _fault(key, value, hints[key])
+        if fault:
+            faults.append(fault)
+        else:
+            values[key] = float(value) if float in _kinds(hints[key]) and not isinstance(value, str) else value
+    if faults:
+        known = ", ".join(field.name for field in fields(cls))  # type: ignore[arg-type]
+        raise ConfigError(f"{where}: " + "; ".join(faults), hint=f"keys are {known}")
+    return cls(**values)
+
+
+def address(text: str, default_port: int) -> tuple[str, int]:
+    """``host:port``, ``[IPv6]:port`` or a host alone. Raises: ConfigError."""
+    host, colon, port = text.rpartition(":")
+    if text.startswith("["):
+        host, bracket, port = text[1:].partition("]")
+        if not bracket or (port and not port.startswith(":")):
+            raise ConfigError(f"{text!r} is not an address", hint="write [IPv6]:PORT")
+        port = port[1:]
+    elif not colon or ":" in host:  # a bare host, or a bare IPv6 address
+        host, port = text, ""
+    if not host or (port and not (port.isdecimal() and int(port) <= 65_535)):
+        raise ConfigError(f"{text!r} is not an address", hint="write HOST:PORT or [IPv6]:PORT")
+    return host, int(port) if port else default_port
+
+
+def _kinds(hint: Any) -> tuple[type, ...]:
+    return get_args(hint) if get_origin(hint) is Union or get_args(hint) else (hint,)
+
+
+def _fault(key: str, value: Any, hint: Any) -> str:
+    kinds = _kinds(hint)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    fits = isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds)
+    if not fits and not (float in kinds and number):
+        wanted = next(kind.__name__ for kind in kinds if kind is not type(None))
+        return f"{key}: {value!r} is not a {wanted}"
+    rule = RULES.get(key)
+    return f"{key}: {value!r} is not {rule[0]}" if rule and not rule[1](value) else ""

@@ -1,0 +1,324 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The device daemon: ties link, session, samples and training child together; it holds no numpy."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import random
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fl_tiny import config, statedir
+from fl_tiny.device import job
+from fl_tiny.device.enrol import DEFAULT_PORT
+from fl_tiny.device.layout import CURRENT, DEVICE_KEY, NEXT, PSK
+from fl_tiny.device.link import Link
+from fl_tiny.device.store import DeviceStore, Journal, Kept, floats_to_bytes
+from fl_tiny.errors import EnvironmentFault, RemoteError
+from fl_tiny.protocol import session, signed, wire
+from fl_tiny.protocol.residual import undelivered
+
+log = logging.getLogger(__name__)
+
+Emit = Callable[[str, dict[str, Any]], None]
+
+BACK_OFF_S, BACK_OFF_LIMIT_S = 5.0, 900.0  # docs/protocol.md, stale session: full jitter
+ONCE_PATIENCE_S = 15.0  # how long `--once` waits for a round that is about to open, or for the head of its own
+SOON_S = 5.0  # a gateway that asks back this soon has something coming
+KILL_WAIT_S = 1.0
+
+
+class Agent:
+    """One enrolled device. ``run`` returns when what was asked for is done."""
+
+    def __init__(self, directory: Path, emit: Emit) -> None:
+        self._directory = directory
+        self._settings = config.load(directory / statedir.SETTINGS, config.DeviceSettings)
+        self._store = DeviceStore.open(directory / statedir.DATABASE)
+        self._emit = emit
+        self._did: bytes = self._store.get("did")
+        self._seed = statedir.read_secret(directory, DEVICE_KEY)
+        self._manifest_digest = hashlib.sha256(signed.payload_of(self._store.get("manifest"))).digest()
+        self._manifest = wire.decode(wire.Manifest, signed.payload_of(self._store.get("manifest")))
+        owes = self._store.journal() is not None
+        self._session = session.Session(session.State.SENDING if owes else session.State.IDLE)
+        self._offer: wire.Offer | None = None
+        self._answered: bytes | None = None  # the round answered last
+        self._inbox: asyncio.Queue[job.Answer | None] = asyncio.Queue()
+        self._child: asyncio.Task[None] | None = None
+        self._given = self._store.head()  # what the child at work starts from
+
+    async def run(self, *, once: bool, rounds: int | None) -> None:
+        """Take part until done: ``once``: in what is open; ``rounds``: until so many rounds counted; else for ever.
+
+        Raises: EnvironmentFault, RemoteError when ``once`` finds no gateway, or when the device is revoked.
+        """
+        self._finish_switch()
+        jitter = random.Random()  # noqa: S311 - spreads devices out, hides nothing
+        failures = 0
+        try:
+            while not self._is_done(rounds):
+                try:
+                    link = await self._connect()
+                    failures = 0
+                    try:
+                        await self._serve(link, once=once, rounds=rounds)
+                        return
+                    finally:
+                        await link.close()
+                except (EnvironmentFault, RemoteError) as fault:
+                    await self._finish_work()
+                    if self._is_done(rounds):
+                        return
+                    if once or (isinstance(fault, RemoteError) and fault.code == wire.Code.REVOKED):
+                        raise
+                    pause = jitter.uniform(0.2, 1.0) * min(BACK_OFF_S * 2**failures, BACK_OFF_LIMIT_S)
+                    failures += 1
+                    log.warning("gateway lost why=%r again_s=%.0f", str(fault), pause)
+                    await asyncio.sleep(pause)
+        finally:
+            await self._end_child()
+            self._store.close()
+
+    # ---- the conversation -----------------------------------------------------------------------------------
+
+    async def _connect(self) -> Link:
+        where = self._settings.gateway or self._store.get("gateway")
+        psk = statedir.read_secret(self._directory, PSK)
+        address = config.address(where, DEFAULT_PORT)
+        link = await Link.open(address, self._did.hex(), psk, lan_timing=self._settings.lan_timing)
+        await link.register(self._did)
+        self._emit("connected", {"gateway": where})
+        log.info("connected gateway=%s", where)
+        return link
+
+    async def _serve(self, link: Link, *, once: bool, rounds: int | None) -> None:
+        started = time.monotonic()
+        if self._session.state is session.State.SENDING:
+            await self._deliver(link, again=True)
+        while True:
+            told = await self._beat(link)
+            if told.head > self._store.head().version:
+                await self._fetch_head(link)
+                told = await self._beat(link)  # the next round may have opened meanwhile: one child does both
+            done = self._is_done(rounds)
+            if told.rid is not None and not done:
+                await self._consider(link, told.rid)
+            self._start_child()
+            idle = self._child is None and self._session.state is session.State.IDLE
+            if idle and (done or (once and self._once_over(told, started))):
+                return
+            await self._listen(link, told.poll_ms / 1000)
+
+    async def _beat(self, link: Link) -> wire.Next:
+        return await link.heartbeat(self._store.head().version, self._store.sample_stats()[0])
+
+    async def _fetch_head(self, link: Link) -> None:
+        held = await link.head(self._manifest_digest, self._manifest.body_size, self._store.get("gateway_pk"))
+        if held.version > self._store.head().version:
+            self._store.put_head(held)
+            self._emit("round", {"number": held.version, "state": "published"})
+
+    async def _consider(self, link: Link, rid: bytes) -> None:
+        """Answer an offer, unless we are still busy with an earlier round or job."""
+        if rid == self._answered or self._session.state is not session.State.IDLE or self._child is not None:
+            return
+        offer = await link.offer()
+        head = wire.decode(wire.Head, signed.payload_of(self._store.head().signed))
+        if offer.base != head.digest:
+            return  # a head was published between two messages; the next heartbeat says so
+        counts = self._store.counts()
+        self._offer = offer
+        for action in self._session.handle(session.OfferSeen(offer, sum(counts.values()), len(counts))):
+            assert isinstance(action, session.SendAnswer)
+            try:
+                await link.answer(offer.rid, action.said)
+            except RemoteError as fault:
+                log.info("answer refused round=%d why=%r", offer.number, str(fault))
+                if action.said is wire.Said.JOIN:
+                    self._session.handle(session.Refused(fault.code))
+                return
+            self._answered = offer.rid
+            state = "joined" if action.said is wire.Said.JOIN else "declined"
+            self._emit("round", {"number": offer.number, "state": state})
+            if action.said is wire.Said.JOIN:
+                self._session.handle(session.JoinTaken())
+
+    async def _listen(self, link: Link, seconds: float) -> None:
+        """Wait for the child's next answer, or until it is time for a heartbeat."""
+        try:
+            answer = await asyncio.wait_for(self._inbox.get(), seconds)
+        except asyncio.TimeoutError:
+            return
+        was_training = self._session.state is session.State.TRAINING
+        self._take(answer)
+        if isinstance(answer, job.Trained):
+            await self._deliver(link, again=False)
+        elif answer is None and was_training and self._offer is not None:
+            await link.answer(self._offer.rid, wire.Said.NO_BUDGET)
+
+    def _take(self, answer: job.Answer | None) -> None:
+        """Keep what the child said; None: it has ended. Needs no gateway."""
+        if isinstance(answer, job.Trained):
+            self._keep(answer)
+        elif isinstance(answer, job.Chosen):
+            self._switch(answer)
+        elif isinstance(answer, job.Failed):
+            log.error("training failed why=%r", answer.why)
+        else:
+            self._child = None
+            if self._session.state is session.State.TRAINING:
+                self._session.handle(session.TrainingFailed())
+
+    async def _finish_work(self) -> None:
+        """Without a gateway: an update waits in the journal, and the head that came last is still chosen from."""
+        self._start_child()
+        while self._child is not None:
+            self._take(await self._inbox.get())
+            self._start_child()
+
+    # ---- the update -----------------------------------------------------------------------------------------
+
+    def _keep(self, trained: job.Trained) -> None:
+        """Sign an update and put it into the journal."""
+        assert self._offer is not None
+        digest = hashlib.sha256(trained.codes).digest()
+        update = wire.Update(
+            self._offer.rid,
+            self._did,
+            self._offer.base,
+            trained.samples,
+            digest,
+            len(trained.codes),
+            trained.metrics,
+            trained.ranges,
+        )
+        message = signed.sign(wire.encode(update), self._seed)
+        steps = floats_to_bytes(self._offer.steps)
+        self._store.put_journal(Journal(self._offer.number, message, trained.codes, trained.residual, steps))
+        self._session.handle(session.Trained())
+
+    async def _deliver(self, link: Link, *, again: bool) -> None:
+        """Upload what the journal holds, and settle by the gateway's word."""
+        owed = self._store.journal()
+        if owed is None:  # forgotten with its samples by a command beside us
+            self._session.handle(session.Refused(0))
+            return
+        try:
+            receipt = await link.upload(owed.signed, owed.codes, again=again)
+            status = wire.Status(receipt.status)
+            actions = self._session.handle(session.Receipted(receipt.status))
+            word = status.name.lower()
+        except RemoteError as fault:
+            actions = self._session.handle(session.Refused(fault.code))
+            word = "refused"
+            log.warning("update refused round=%d why=%r", owed.number, str(fault))
+        for action in actions:
+            assert isinstance(action, session.Settle)
+            residual = owed.residual if action.delivered else undelivered(owed.codes, owed.residual)
+            self._store.settle(None if action.drop else residual, owed.steps, counted=action.delivered)
+        self._emit("update", {"number": owed.number, "status": word})
+
+    # ---- the child ------------------------------------------------------------------------------------------
+
+    def _start_child(self) -> None:
+        """Start a job when there is something to do and no child at work."""
+        training = self._session.state is session.State.TRAINING
+        choosing = self._store.kept().chosen_at < self._store.head().version
+        if self._child is not None or not (training or choosing):
+            return
+        offer = wire.encode(self._offer) if training and self._offer is not None else None
+        head = self._given = self._store.head()
+        wanted = job.Job(int(choosing), self._settings.personal_epochs, head.signed, head.body, offer)
+        self._child = asyncio.create_task(self._work(wire.encode(wanted)))
+
+    async def _work(self, wanted: bytes) -> None:
+        """Run one child to its end; its answers go to the inbox, None behind the last."""
+        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        child = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "fl_tiny.device.worker",
+            str(self._directory),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env=environment,
+        )
+        assert child.stdin is not None and child.stdout is not None
+        try:
+            child.stdin.write(wanted)
+            child.stdin.close()
+            while True:
+                try:
+                    size = job.LENGTH.unpack(await child.stdout.readexactly(job.LENGTH.size))[0]
+                    if size > job.FRAME_LIMIT:
+                        raise EnvironmentFault(f"the training child sent {size} B")
+                    await self._inbox.put(job.parse(await child.stdout.readexactly(size)))
+                except asyncio.IncompleteReadError:
+                    break
+            code = await child.wait()
+            if code != 0:
+                await self._inbox.put(job.Failed(f"the training child ended with {code}"))
+        finally:
+            if child.returncode is None:
+                child.kill()
+            await self._inbox.put(None)
+
+    async def _end_child(self) -> None:
+        if self._child is not None:
+            self._child.cancel()
+            await asyncio.wait([self._child], timeout=KILL_WAIT_S)
+
+    # ---- the board's model ----------------------------------------------------------------------------------
+
+    def _switch(self, chosen: job.Chosen) -> None:
+        """Record the choice, then switch model/current.tflite; a cut between is finished at the next start."""
+        kept, head = self._store.kept(), self._given
+        if chosen.digest is None:
+            kept = replace(kept, chosen_at=head.version, kind=chosen.kept)
+        else:
+            kept = Kept(head.version, chosen.kept, bool(chosen.fitted), chosen.digest, head)
+        kept = replace(kept, previous=chosen.previous, fleet=chosen.fleet, personal=chosen.personal)
+        self._store.put_kept(kept)
+        self._finish_switch()
+        self._emit("model", {"number": head.version, "kept": chosen.kept})
+        log.info("model chosen round=%d kept=%s", head.version, chosen.kept)
+
+    def _finish_switch(self) -> None:
+        """Move model/.next.tflite into place when it is what was chosen; choose anew when the file is another."""
+        folder = self._directory / statedir.MODEL
+        kept = self._store.kept()
+        if _digest(folder / CURRENT) == kept.digest:
+            return
+        if _digest(folder / NEXT) == kept.digest:
+            (folder / NEXT).replace(folder / CURRENT)
+            statedir.sync_directory(folder)
+        else:
+            log.warning("model/current.tflite is not what was chosen; choosing again")
+            self._store.put_kept(replace(kept, chosen_at=-1))
+
+    def _is_done(self, rounds: int | None) -> bool:
+        if rounds is None or self._store.rounds < rounds:
+            return False
+        return self._store.kept().chosen_at >= (self._store.get("last_round") or 0)
+
+    def _once_over(self, told: wire.Next, started: float) -> bool:
+        """Has `--once` done its part? A gateway that asks back soon may be about to open, or to publish."""
+        if time.monotonic() - started > ONCE_PATIENCE_S:
+            return True
+        waits_for_head = (self._store.get("last_round") or 0) > told.head
+        return not waits_for_head and (self._answered is not None or told.poll_ms > SOON_S * 1000)
+
+
+def _digest(path: Path) -> bytes:
+    try:
+        return hashlib.sha256(path.read_bytes()).digest()
+    except OSError:
+        return b""

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Make DIR an enrolled device: show a key under a pairing code, come back with the PSK, fetch model and head."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from fl_tiny import config, statedir
+from fl_tiny.device.layout import BASE, CURRENT, DEVICE_KEY, PSK
+from fl_tiny.device.link import Link
+from fl_tiny.device.store import DeviceStore, HeldHead, Kept
+from fl_tiny.errors import ConfigError, RemoteError
+from fl_tiny.protocol import pairing, signed, wire
+
+log = logging.getLogger(__name__)
+
+DEFAULT_PORT = 5684  # coaps, RFC 7252 section 6.2
+
+
+@dataclass(frozen=True, slots=True)
+class EnrolledAs:
+    """What ``device enroll`` reports."""
+
+    id: str
+    gateway: str
+    model: str
+
+
+async def enrol(directory: Path, code_text: str, gateway: str | None, name: str | None) -> EnrolledAs:
+    """Enrol DIR. Every step may be cut: the same code and DIR go on where they were.
+
+    Raises: ConfigError when DIR is enrolled already or no gateway is known; RemoteError when the code is wrong, used
+    or expired, or nobody answers; EnvironmentFault.
+    """
+    settings = config.load(directory / statedir.SETTINGS, config.DeviceSettings)
+    if _is_enrolled(directory):
+        raise ConfigError(f"{directory} is enrolled already", hint="a device's identity is never overwritten")
+    code = pairing.from_text(code_text)
+    where = gateway or settings.gateway or code.address
+    if not where:
+        raise ConfigError("no gateway is known: the code carries no address", hint="add --gateway HOST:PORT")
+    address = config.address(where, DEFAULT_PORT)
+    try:
+        link = await Link.open(address, code.identity, code.secret, lan_timing=settings.lan_timing)
+    except RemoteError as fault:
+        hint = f"{fault.hint}; is the code wrong, used or expired?" if fault.hint else "is the code used or expired?"
+        raise RemoteError(fault.what, hint, fault.code) from fault
+    try:
+        statedir.create(directory)
+        seed = _device_key(directory)
+        told = await link.enrol(seed, name)
+    finally:
+        await link.close()
+    if told.did != signed.device_id(signed.public_key(seed)):
+        raise RemoteError("the gateway gave an id that is not this key's", code=wire.Code.SIGNATURE)
+    statedir.write_secret(directory, PSK, told.psk)
+    link = await Link.open(address, told.did.hex(), told.psk, lan_timing=settings.lan_timing)
+    try:
+        await link.register(told.did)
+        return await _fetch(directory, link, told, where)
+    finally:
+        await link.close()
+
+
+async def _fetch(directory: Path, link: Link, told: wire.Enrolled, where: str) -> EnrolledAs:
+    _, model = await link.model(told.model_pk)
+    digest = hashlib.sha256(signed.payload_of(model.signed)).digest()
+    head = await link.head(digest, model.manifest.body_size, told.gateway_pk)
+    statedir.write_atomic(directory / statedir.MODEL / BASE, model.data)
+    statedir.write_atomic(directory / statedir.MODEL / CURRENT, model.data)
+    store = DeviceStore.create(directory / statedir.DATABASE)
+    store.put_head(head)
+    # The model's own head is in the file as it is; a newer one is chosen by the first job of `device run`.
+    start = HeldHead(head.version, head.signed, head.body)
+    chosen_at = 0 if head.version == 0 else -1
+    store.put_kept(Kept(chosen_at, "model", fitted=False, digest=model.manifest.digest, start=start))
+    store.put(
+        did=told.did,
+        gateway=where,
+        gateway_pk=told.gateway_pk,
+        model_pk=told.model_pk,
+        manifest=model.signed,
+        enrolled=1,
+    )
+    store.close()
+    log.info("enrolled device=%s gateway=%s model=%s", told.did.hex()[:8], where, model.manifest.name)
+    return EnrolledAs(told.did.hex(), where, model.manifest.name)
+
+
+def _is_enrolled(directory: Path) -> bool:
+    path = directory / statedir.DATABASE
+    if not path.exists():
+        return False
+    store = DeviceStore.create(path)
+    try:
+        return store.get("enrolled") is not None
+    finally:
+        store.close()
+
+
+def _device_key(directory: Path) -> bytes:
+    """The device's Ed25519 seed, made and on the disk before it is shown: a retry must show the same key."""
+    if not (directory / statedir.SECRET / DEVICE_KEY).exists():
+        statedir.write_secret(directory, DEVICE_KEY, os.urandom(signed.SEED_BYTES))
+    return statedir.read_secret(directory, DEVICE_KEY)

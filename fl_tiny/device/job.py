@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the agent asks of its training child and what the child answers: messages by the rules of protocol/wire.py."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from fl_tiny.protocol import cbor, wire
+from fl_tiny.protocol.wire import H256, MAX_CODES, RANGES, Key, Metrics, blob, number, part, text, uint
+
+LENGTH = struct.Struct(">I")
+FRAME_LIMIT = 4 * MAX_CODES  # codes, a residual of two bytes each, and a little
+FLAG = uint(0, 1)
+SHARE = number(0.0, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """choose: 1 to choose the board's model too.   offer: the round to train for, encoded; absent: none.
+
+    head, body: the signed head to start from and its canonical body.
+    """
+
+    KIND: ClassVar[int] = 100
+    choose: Annotated[int, Key(1, FLAG)]
+    epochs: Annotated[int, Key(2, uint(1, 1000))]
+    head: Annotated[bytes, Key(3, blob(1, cbor.CONTROL_LIMIT))]
+    body: Annotated[bytes, Key(4, blob(1, 2 * MAX_CODES))]
+    offer: Annotated[bytes | None, Key(5, blob(1, cbor.CONTROL_LIMIT))] = None
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A client update, not signed yet. samples: trained on.   residual: int16, step / 256 (protocol/update.py)."""
+
+    KIND: ClassVar[int] = 101
+    codes: Annotated[bytes, Key(1, blob(1, MAX_CODES))]
+    residual: Annotated[bytes, Key(2, blob(2, 2 * MAX_CODES))]
+    samples: Annotated[int, Key(3, uint(1, wire.U16))]
+    ranges: Annotated[tuple[float, ...], Key(4, RANGES)]
+    metrics: Annotated[Metrics | None, Key(5, part(Metrics))] = None
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Which candidate is best. digest: SHA-256 of model/.next.tflite; absent: the file in place stays.
+
+    fitted: 1 when it was fine-tuned here.   previous, fleet, personal: accuracies on held-out samples.
+    """
+
+    KIND: ClassVar[int] = 102
+    kept: Annotated[str, Key(1, text(1, 16))]
+    fitted: Annotated[int, Key(2, FLAG)]
+    digest: Annotated[bytes | None, Key(3, H256)] = None
+    previous: Annotated[float | None, Key(4, SHARE)] = None
+    fleet: Annotated[float | None, Key(5, SHARE)] = None
+    personal: Annotated[float | None, Key(6, SHARE)] = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The child could not do its job."""
+
+    KIND: ClassVar[int] = 103
+    why: Annotated[str, Key(1, text(1, 512))]
+
+
+Answer = Trained | Chosen | Failed
+
+
+def frame(message: object) -> bytes:
+    """A message with its length in front."""
+    body = wire.encode(message)
+    return LENGTH.pack(len(body)) + body
+
+
+def parse(body: bytes) -> Answer:
+    """What the child said. Raises: MalformedMessage."""
+    kind = _kind_of(body)
+    if kind == Trained.KIND:
+        return wire.decode(Trained, body, limit=FRAME_LIMIT)
+    if kind == Chosen.KIND:
+        return wire.decode(Chosen, body)
+    return wire.decode(Failed, body)
+
+
+def _kind_of(body: bytes) -> int:
+    """The kind of an encoded message: a map head, key 0, then the kind in one byte behind 0x18."""
+    return body[3] if len(body) > 3 and body[1] == 0 and body[2] == 0x18 else -1

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a device says to its gateway, one method a message; a refusal comes back as RemoteError with its code."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from fl_tiny.device.store import HeldHead
+from fl_tiny.errors import MalformedMessage, RemoteError
+from fl_tiny.net.coap import Client, Response
+from fl_tiny.protocol import problem, signed, wire
+
+CBOR, COSE, OCTETS = 60, 18, 42
+MODEL_LIMIT = 64 << 20
+UPLOAD_TRIES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A model as its gateway gave it: the manifest's signature and the file's digest are checked."""
+
+    manifest: wire.Manifest
+    signed: bytes
+    data: bytes
+
+
+class Link:
+    """One device's authenticated channel."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    @classmethod
+    async def open(cls, address: tuple[str, int], identity: str, key: bytes, *, lan_timing: bool = False) -> Link:
+        """Connect. Raises: EnvironmentFault, RemoteError when nobody answers or the key is wrong."""
+        return cls(await Client.connect(*address, identity, key, lan_timing=lan_timing))
+
+    async def close(self) -> None:
+        """End the session."""
+        await self._client.close()
+
+    async def enrol(self, seed: bytes, name: str | None) -> wire.Enrolled:
+        """Show the device's key and get its id, PSK and the keys to believe in."""
+        binding = self._client.exporter(signed.EXPORTER_LABEL, signed.EXPORTER_BYTES)
+        enrol = wire.Enrol(signed.public_key(seed), name)
+        answer = await self._ask("POST", ("e",), signed.sign(wire.encode(enrol), seed, binding=binding), COSE)
+        return wire.decode(wire.Enrolled, answer.payload)
+
+    async def register(self, did: bytes) -> wire.Registered:
+        """Say who has come."""
+        answer = await self._ask("POST", ("d",), wire.encode(wire.Register(did, (wire.VERSION,))), CBOR)
+        return wire.decode(wire.Registered, answer.payload)
+
+    async def heartbeat(self, head: int, samples: int) -> wire.Next:
+        """A sign of life; the answer says what to do next."""
+        answer = await self._ask("PUT", ("d",), wire.encode(wire.Heartbeat(head, samples)), CBOR)
+        return wire.decode(wire.Next, answer.payload)
+
+    async def offer(self) -> wire.Offer:
+        """The open round."""
+        return wire.decode(wire.Offer, (await self._ask("GET", ("o",))).payload)
+
+    async def answer(self, rid: bytes, said: wire.Said) -> wire.Next:
+        """Join or decline."""
+        answer = await self._ask("POST", ("o",), wire.encode(wire.Answer(rid, said)), CBOR)
+        return wire.decode(wire.Next, answer.payload)
+
+    async def head(self, manifest: bytes, body_size: int, gateway_pk: bytes) -> HeldHead:
+        """The current head, its signature, manifest and digest checked. manifest: SHA-256 of the manifest held."""
+        message = (await self._ask("GET", ("m",))).payload
+        head = wire.decode(wire.Head, signed.verify(message, gateway_pk))
+        if head.manifest != manifest:
+            raise RemoteError("the fleet has moved to another model", hint="enrol again")
+        if head.size != body_size:
+            raise MalformedMessage(f"a head of {head.size} B for a model whose head has {body_size}")
+        body = await self._client.fetch(("m", wire.name_of(head.digest)), size_limit=head.size)
+        if hashlib.sha256(body).digest() != head.digest:
+            raise RemoteError("a head does not have the digest that was signed", code=wire.Code.CONFLICT)
+        return HeldHead(head.version, message, body)
+
+    async def model(self, model_pk: bytes) -> tuple[wire.Head, Fetched]:
+        """The model of the fleet, by the manifest that the model key signed. The head returned only names it."""
+        head = wire.decode(wire.Head, signed.payload_of((await self._ask("GET", ("m",))).payload))
+        message = (await self._ask("GET", ("m", wire.name_of(head.manifest), "s"))).payload
+        payload = signed.verify(message, model_pk)
+        if hashlib.sha256(payload).digest() != head.manifest:
+            raise RemoteError("the head names another manifest", code=wire.Code.CONFLICT)
+        manifest = wire.decode(wire.Manifest, payload)
+        if manifest.size > MODEL_LIMIT:
+            raise RemoteError(f"the fleet's model has {manifest.size} B, at most {MODEL_LIMIT}", code=wire.Code.QUOTA)
+        data = await self._client.fetch(("m", wire.name_of(manifest.digest)), size_limit=manifest.size)
+        if hashlib.sha256(data).digest() != manifest.digest:
+            raise RemoteError("the model does not have the digest that was signed", code=wire.Code.CONFLICT)
+        return head, Fetched(manifest, message, data)
+
+    async def upload(self, message: bytes, codes: bytes, *, again: bool) -> wire.Receipt:
+        """Deliver an update. again: it may have arrived before, so ask first. Raises: RemoteError, refused."""
+        sid = wire.name_of(hashlib.sha256(codes).digest())
+        lacking = [] if again else list(range(0, len(codes), wire.CHUNK))
+        for _ in range(UPLOAD_TRIES):
+            for at in lacking:
+                await self._ask("PUT", ("u", sid, str(at // wire.UNIT)), codes[at : at + wire.CHUNK], OCTETS)
+            answer = await self._client.request("POST", ("u", sid), message, COSE)
+            if answer.code != "4.08":
+                return wire.decode(wire.Receipt, _good(answer).payload)
+            lacking = wire.missing(wire.decode(wire.Held, answer.payload))
+        raise RemoteError("the gateway does not take the update's chunks")
+
+    async def _ask(self, method: str, path: tuple[str, ...], payload: bytes = b"", form: int | None = None) -> Response:
+        return _good(await self._client.request(method, path, payload, form))
+
+
+def _good(answer: Response) -> Response:
+    """``answer`` when it is 2.xx. Raises: RemoteError."""
+    if answer.code.startswith("2."):
+        return answer
+    found = problem.decode(answer.payload)
+    raise RemoteError(f"the gateway answered {answer.code}: {found.detail or 'no reason given'}", code=found.code)

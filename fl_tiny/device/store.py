@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A device's state in SQLite: who it is, its samples as features, the head it holds, and the update it owes.
+
+Each change is one transaction with ``synchronous=FULL``. Raw inputs never come here: a sample is the backbone's
+feature codes and a label. No numpy: the idle agent reads this too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fl_tiny.errors import ConfigError, EnvironmentFault
+
+SCHEMA_VERSION = 1
+HELD_EVERY = 5  # one sample in five of a class is held out, for good
+SCHEMA = """
+CREATE TABLE meta(key TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE sample(id INTEGER PRIMARY KEY AUTOINCREMENT, label INT NOT NULL, held INT NOT NULL,
+  features BLOB NOT NULL) STRICT;
+CREATE TABLE head(only INTEGER PRIMARY KEY CHECK(only=1), version INT NOT NULL, signed BLOB NOT NULL,
+  body BLOB NOT NULL) STRICT;
+CREATE TABLE journal(only INTEGER PRIMARY KEY CHECK(only=1), number INT NOT NULL, signed BLOB NOT NULL,
+  codes BLOB NOT NULL, residual BLOB NOT NULL, steps BLOB NOT NULL) STRICT;
+CREATE TABLE residual(only INTEGER PRIMARY KEY CHECK(only=1), residual BLOB NOT NULL, steps BLOB NOT NULL) STRICT;
+CREATE TABLE kept(only INTEGER PRIMARY KEY CHECK(only=1), chosen_at INT NOT NULL, kind TEXT NOT NULL,
+  fitted INT NOT NULL, digest BLOB NOT NULL, version INT NOT NULL, signed BLOB NOT NULL, body BLOB NOT NULL,
+  previous REAL, fleet REAL, personal REAL) STRICT;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldHead:
+    """The fleet's head as the gateway signed it, and its canonical body."""
+
+    version: int
+    signed: bytes
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """The update this device owes a round. residual: what the codes leave unsaid (protocol/update.py)."""
+
+    number: int
+    signed: bytes
+    codes: bytes
+    residual: bytes
+    steps: bytes  # float64, one a tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What is in model/current.tflite, chosen when head ``chosen_at`` came.
+
+    kind: which candidate won then.   fitted: fine-tuned here, from the head ``start``; else it is that head itself.
+    digest: SHA-256 of the file.   previous, fleet, personal: held-out accuracies of the candidates.
+    """
+
+    chosen_at: int
+    kind: str
+    fitted: bool
+    digest: bytes
+    start: HeldHead
+    previous: float | None = None
+    fleet: float | None = None
+    personal: float | None = None
+
+
+class DeviceStore:
+    """One connection to DIR/state.db."""
+
+    def __init__(self, path: Path) -> None:
+        self._db = _connect(path)
+
+    @classmethod
+    def create(cls, path: Path) -> DeviceStore:
+        """The database, made with mode 0600 where it is not there yet."""
+        if not path.exists():
+            path.touch(mode=0o600)
+        store = cls(path)
+        if store._db.execute("PRAGMA user_version").fetchone()[0] == 0:
+            store._db.executescript(f"BEGIN;{SCHEMA}PRAGMA user_version={SCHEMA_VERSION};COMMIT;")
+        return store
+
+    @classmethod
+    def open(cls, path: Path) -> DeviceStore:
+        """The database of an enrolled device. Raises: ConfigError when it is not one."""
+        hint = "fl-tiny device enroll DIR --code CODE"
+        if not path.exists():
+            raise ConfigError(f"{path.parent} is not a device", hint=hint)
+        store = cls(path)
+        try:
+            found = store._db.execute("PRAGMA user_version").fetchone()[0]
+        except sqlite3.DatabaseError as cause:
+            raise EnvironmentFault(f"{path} is damaged: {cause}", hint="restore it, or enrol again") from cause
+        if found != SCHEMA_VERSION:
+            raise ConfigError(f"{path} has version {found}, this fl-tiny reads {SCHEMA_VERSION}")
+        if store.get("enrolled") is None:
+            raise ConfigError(f"{path.parent} is not enrolled", hint=hint)
+        return store
+
+    def close(self) -> None:
+        """Give the connection back."""
+        self._db.close()
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            yield self._db
+            self._db.execute("COMMIT")
+        except sqlite3.OperationalError as cause:
+            self._rollback()
+            raise EnvironmentFault(f"the state could not be written: {cause}") from cause
+        except BaseException:
+            self._rollback()
+            raise
+
+    def _rollback(self) -> None:
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
+
+    # ---- facts ----------------------------------------------------------------------------------------------
+
+    def put(self, **values: Any) -> None:
+        """Set facts of the ``meta`` table, all or none."""
+        with self._transaction() as db:
+            db.executemany("INSERT OR REPLACE INTO meta VALUES(?,?)", values.items())
+
+    def get(self, key: str) -> Any:
+        """A fact of the ``meta`` table, or None."""
+        row = self._db.execute("SELECT value FROM meta WHERE key=?", (key,)).fetchone()
+        return row[0] if row else None
+
+    @property
+    def rounds(self) -> int:
+        """Rounds whose head an update of this device went into."""
+        return self.get("rounds") or 0
+
+    # ---- samples --------------------------------------------------------------------------------------------
+
+    def add_samples(self, rows: Iterable[tuple[bytes, int]], limit: int) -> int:
+        """Add (features, label) rows; beyond ``limit`` the oldest of the most frequent class goes. Returns how many."""
+        added = 0
+        with self._transaction() as db:
+            counts = {label: n for label, n in db.execute("SELECT label, count(*) FROM sample GROUP BY label")}
+            seen = {
+                label: n for label, n in db.execute("SELECT substr(key, 6), value FROM meta WHERE key LIKE 'seen:%'")
+            }
+            total = sum(counts.values())
+            for features, label in rows:
+                place = seen.get(str(label), 0)
+                seen[str(label)] = place + 1
+                held = (place + 2 * label) % HELD_EVERY == HELD_EVERY - 1  # small classes do not all hold out at once
+                db.execute("INSERT INTO sample(label, held, features) VALUES(?,?,?)", (label, held, features))
+                counts[label] = counts.get(label, 0) + 1
+                total, added = total + 1, added + 1
+                if total > limit:
+                    fullest = max(counts, key=lambda c: (counts[c], -c))
+                    db.execute("DELETE FROM sample WHERE id=(SELECT min(id) FROM sample WHERE label=?)", (fullest,))
+                    counts[fullest] -= 1
+                    total -= 1
+            db.executemany(
+                "INSERT OR REPLACE INTO meta VALUES(?,?)", [(f"seen:{label}", n) for label, n in seen.items()]
+            )
+        return added
+
+    def samples(self) -> Iterator[tuple[bytes, int, bool]]:
+        """(features, label, held out) of each sample, oldest first, one at a time."""
+        for features, label, held in self._db.execute("SELECT features, label, held FROM sample ORDER BY id"):
+            yield features, label, bool(held)
+
+    def counts(self) -> dict[int, int]:
+        """Samples a label."""
+        return dict(self._db.execute("SELECT label, count(*) FROM sample GROUP BY label ORDER BY label"))
+
+    def sample_stats(self) -> tuple[int, int, int]:
+        """(samples, held out, bytes of features)."""
+        row = self._db.execute(
+            "SELECT count(*), coalesce(sum(held), 0), coalesce(sum(length(features)), 0) FROM sample"
+        )
+        found: tuple[int, int, int] = row.fetchone()
+        return found
+
+    def sample_stamp(self) -> str:
+        """Changes whenever the set of samples does."""
+        return "{}/{}".format(*self._db.execute("SELECT count(*), coalesce(max(id), 0) FROM sample").fetchone())
+
+    def forget(self, label: int | None) -> int:
+        """Remove the samples of a label (None: all), and with them what training on them left: the residual and an
+        unsent update. Returns how many."""
+        with self._transaction() as db:
+            where, values = ("WHERE label=?", (label,)) if label is not None else ("", ())
+            gone = db.execute(f"DELETE FROM sample {where}", values).rowcount  # noqa: S608 - ours alone
+            if gone:
+                db.execute("DELETE FROM residual")
+                db.execute("DELETE FROM journal")
+        if gone:
+            self._db.execute("VACUUM")  # the freed pages held features
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return gone
+
+    # ---- head, update, choice -------------------------------------------------------------------------------
+
+    def head(self) -> HeldHead:
+        """The head held. There is one from enrolment on."""
+        return HeldHead(*self._db.execute("SELECT version, signed, body FROM head").fetchone())
+
+    def put_head(self, head: HeldHead) -> None:
+        """Hold a newer head."""
+        with self._transaction() as db:
+            db.execute("INSERT OR REPLACE INTO head VALUES(1,?,?,?)", (head.version, head.signed, head.body))
+
+    def journal(self) -> Journal | None:
+        """The update that is owed, if there is one."""
+        row = self._db.execute("SELECT number, signed, codes, residual, steps FROM journal").fetchone()
+        return Journal(*row) if row else None
+
+    def put_journal(self, owed: Journal) -> None:
+        """Keep a trained update until the gateway's receipt."""
+        with self._transaction() as db:
+            row = (owed.number, owed.signed, owed.codes, owed.residual, owed.steps)
+            db.execute("INSERT OR REPLACE INTO journal VALUES(1,?,?,?,?,?)", row)
+
+    def settle(self, residual: bytes | None, steps: bytes, *, counted: bool) -> None:
+        """The owed update is done with: what stays of it becomes the residual (None: nothing does)."""
+        with self._transaction() as db:
+            number = db.execute("SELECT number FROM journal").fetchone()
+            db.execute("DELETE FROM journal")
+            db.execute("DELETE FROM residual")
+            if residual is not None:
+                db.execute("INSERT INTO residual VALUES(1,?,?)", (residual, steps))
+            if counted and number:
+                db.execute("INSERT OR REPLACE INTO meta VALUES('rounds',?)", (self.rounds + 1,))
+                db.execute("INSERT OR REPLACE INTO meta VALUES('last_round',?)", (number[0],))
+
+    def residual(self) -> tuple[bytes, bytes] | None:
+        """(residual, steps it is in), to be added to the next update."""
+        row: tuple[bytes, bytes] | None = self._db.execute("SELECT residual, steps FROM residual").fetchone()
+        return row
+
+    def kept(self) -> Kept:
+        """The choice made last. There is one from enrolment on."""
+        row = self._db.execute("SELECT * FROM kept").fetchone()
+        return Kept(row[1], row[2], bool(row[3]), row[4], HeldHead(*row[5:8]), *row[8:])
+
+    def put_kept(self, kept: Kept) -> None:
+        """Remember the choice; the caller then switches the file."""
+        start = (kept.start.version, kept.start.signed, kept.start.body)
+        row = (kept.chosen_at, kept.kind, kept.fitted, kept.digest, *start, kept.previous, kept.fleet, kept.personal)
+        with self._transaction() as db:
+            db.execute("INSERT OR REPLACE INTO kept VALUES(1,?,?,?,?,?,?,?,?,?,?)", row)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    try:
+        db = sqlite3.connect(path, isolation_level=None, timeout=5.0)
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", "trusted_schema=OFF"):
+            db.execute(f"PRAGMA {pragma}")
+    except sqlite3.DatabaseError as cause:
+        raise EnvironmentFault(f"{path} cannot be opened: {cause}", hint="restore it, or enrol again") from cause
+    return db
+
+
+def floats_to_bytes(values: Sequence[float]) -> bytes:
+    """Floats as float64 bytes, the form of ``steps`` in the tables."""
+    return struct.pack(f"<{len(values)}d", *values)
+
+
+def bytes_to_floats(blob: bytes) -> tuple[float, ...]:
+    """The floats of such bytes."""
+    return struct.unpack(f"<{len(blob) // 8}d", blob)

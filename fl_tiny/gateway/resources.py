@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gateway's CoAP resources: one function a path, from an authenticated request to a response."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import logging
+import os
+from collections.abc import Callable
+
+from fl_tiny.errors import EnvironmentFault, FlTinyError, RemoteError
+from fl_tiny.gateway.service import Gateway, raise_refusal
+from fl_tiny.gateway.store import Device, Entry
+from fl_tiny.net.coap import Request, Response
+from fl_tiny.protocol import aggregate, problem, signed, wire
+from fl_tiny.protocol.rounds import Answered, Submitting
+from fl_tiny.protocol.wire import Code
+
+log = logging.getLogger(__name__)
+
+CBOR, COSE, OCTETS, LINKS, PROBLEM = 60, 18, 42, 40, 257  # content formats (docs/protocol.md, "Resources")
+NOT_FOUND, NOT_ALLOWED, UNAUTHORISED = "4.04", "4.05", "4.01"
+DIRECTORY = '</d>;rt="fl.device";ct=60,</m>;rt="fl.head";ct=18,</o>;rt="fl.offer";ct=60,</u>;rt="fl.update"'
+PAIR, PEER = "pair:", "peer:"
+
+Resource = Callable[[Request, Device], Response]
+
+
+class Resources:
+    """Answers requests for one gateway. Every request comes over DTLS; ``identity`` is who its PSK belongs to."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._store = gateway.store
+        self.refused = 0
+        self._table: dict[tuple[str, str], Resource] = {
+            ("POST", "d"): self._register,
+            ("PUT", "d"): self._heartbeat,
+            ("GET", "d"): self._own,
+            ("GET", "o"): self._offer,
+            ("POST", "o"): self._answer,
+            ("PUT", "u"): self._chunk,
+            ("GET", "u"): self._held,
+            ("POST", "u"): self._finalise,
+        }
+
+    def key_of(self, identity: str) -> bytes | None:
+        """The PSK of an identity, or None: what the DTLS front door asks."""
+        if identity.startswith(PAIR):
+            code = self._store.pairing(_hex(identity[len(PAIR) :]))
+            return code.secret if code else None
+        if identity.startswith(PEER):
+            return self._store.peer(identity[len(PEER) :])
+        device = self._store.device(_hex(identity))
+        return device.psk if device and device.state != "revoked" else None
+
+    async def handle(self, request: Request) -> Response:
+        """The response to one request; a refusal is a counted 4.xx with a problem body, never an exception."""
+        try:
+            return self._dispatch(request)
+        except RemoteError as fault:
+            self.refused += 1
+            return Response(problem.COAP_CODE[Code(fault.code)], problem.encode(fault), PROBLEM)
+        except EnvironmentFault as fault:
+            log.error("request failed path=/%s: %s", "/".join(request.path), fault)
+            return Response("5.03", problem.encode(fault), PROBLEM, max_age=10)
+
+    def _dispatch(self, request: Request) -> Response:
+        if request.identity.startswith(PAIR):
+            return self._for_newcomer(request)
+        if request.method == "GET" and request.path == (".well-known", "core"):
+            return Response("2.05", DIRECTORY.encode(), LINKS)
+        if request.method == "GET" and request.path[:1] == ("m",):
+            return self._model(request)
+        if request.identity.startswith(PEER):
+            return self._for_peer(request)
+        first = request.path[0] if request.path else ""
+        resource = self._table.get((request.method, first))
+        if resource is None:
+            return _refusal(NOT_ALLOWED if first in ("d", "o", "u") else NOT_FOUND, "no such resource")
+        return resource(request, self._active(request))
+
+    def _for_newcomer(self, request: Request) -> Response:
+        if (request.method, request.path) != ("POST", ("e",)):
+            return _refusal(UNAUTHORISED, "a pairing code opens /e only")
+        return self._enrol(request)
+
+    def _for_peer(self, request: Request) -> Response:
+        if (request.method, request.path) != ("GET", ("d",)):
+            return _refusal(UNAUTHORISED, "a peer may read /.well-known/core, /d and /m")
+        return Response("2.05", wire.encode(wire.Own("peer", self._gateway.head.number)), CBOR)
+
+    def _active(self, request: Request) -> Device:
+        device = self._store.device(_hex(request.identity))
+        if device is None or device.state == "revoked":
+            request.session.close()
+            raise RemoteError("this device is revoked", code=Code.REVOKED)
+        if device.state != "active" and (request.method, request.path) != ("POST", ("d",)):
+            raise RemoteError("register first", code=Code.PHASE)
+        return device
+
+    # ---- enrolment and presence -----------------------------------------------------------------------------
+
+    def _enrol(self, request: Request) -> Response:
+        binding = request.session.exporter(signed.EXPORTER_LABEL, signed.EXPORTER_BYTES)
+        enrol = wire.decode(wire.Enrol, signed.payload_of(request.payload))
+        signed.verify(request.payload, enrol.pk, binding=binding)
+        did = signed.device_id(enrol.pk)
+        known = self._store.device(did)
+        if known is not None and known.state == "revoked":
+            raise RemoteError("this device is revoked", code=Code.REVOKED)
+        psk = os.urandom(32)
+        self._store.enrol(_hex(request.identity[len(PAIR) :]), did, enrol.pk, psk, enrol.name)
+        log.info("device enrolled device=%s name=%s", did.hex()[:8], enrol.name)
+        enrolled = wire.Enrolled(did, psk, self._store.get("gateway_pk"), self._store.get("model_pk"))
+        return Response("2.04", wire.encode(enrolled), CBOR)
+
+    def _register(self, request: Request, device: Device) -> Response:
+        register = wire.decode(wire.Register, request.payload)
+        if register.did != device.did:
+            raise RemoteError("registered under another id", code=Code.SIGNATURE)
+        if wire.VERSION not in register.versions:
+            raise RemoteError(f"this gateway speaks version {wire.VERSION}", code=Code.VERSION)
+        if device.state == "pending":
+            self._store.activate(device.did)
+        told = self._gateway.saw(device)
+        return Response("2.04", wire.encode(wire.Registered(wire.VERSION, told.poll_ms)), CBOR)
+
+    def _heartbeat(self, request: Request, device: Device) -> Response:
+        beat = wire.decode(wire.Heartbeat, request.payload)
+        return Response("2.04", wire.encode(self._gateway.saw(device, beat.samples, beat.head)), CBOR)
+
+    def _own(self, _request: Request, device: Device) -> Response:
+        own = wire.Own(device.state, self._store.counted(device.did), device.did)
+        return Response("2.05", wire.encode(own), CBOR)
+
+    # ---- models and heads -----------------------------------------------------------------------------------
+
+    def _model(self, request: Request) -> Response:
+        head = self._gateway.head
+        etag = head.digest[:8]
+        match request.path:
+            case ("m",):
+                if request.etag == etag:
+                    return Response("2.03", etag=etag)
+                return Response("2.05", head.signed, COSE, etag)
+            case ("m", name) if name == wire.name_of(head.digest):
+                return Response("2.05", head.body, OCTETS, etag)
+            case ("m", name) if name == wire.name_of(self._gateway.manifest.digest):
+                return Response("2.05", self._gateway.model, OCTETS, self._gateway.manifest.digest[:8])
+            case ("m", name, "s") if name == wire.name_of(self._gateway.manifest_digest):
+                return Response("2.05", self._store.get("manifest"), COSE)
+        return _refusal(NOT_FOUND, "no head or model of this name; GET /m names the current ones")
+
+    # ---- a round --------------------------------------------------------------------------------------------
+
+    def _offer(self, _request: Request, _device: Device) -> Response:
+        if self._gateway.rounds.rid is None:
+            return _refusal(NOT_FOUND, "no round is open", Code.LATE)
+        return Response("2.05", wire.encode(self._gateway.offer()), CBOR)
+
+    def _answer(self, request: Request, device: Device) -> Response:
+        answer = wire.decode(wire.Answer, request.payload)
+        self._gateway.answer(Answered(device.did, answer.rid, answer.said))
+        return Response("2.04", wire.encode(self._gateway.saw(device)), CBOR)
+
+    def _chunk(self, request: Request, device: Device) -> Response:
+        match request.path:
+            case ("u", sid, unit) if unit.isdecimal() and len(unit) <= 6:
+                self._may_submit(device)
+                self._gateway.uploads.put(device.did, sid, int(unit), request.payload)
+                return Response("2.04")
+        return _refusal(NOT_FOUND, "a chunk goes to /u/SID/UNIT")
+
+    def _held(self, request: Request, device: Device) -> Response:
+        sid, raw = _sid(request)
+        return Response("2.05", wire.encode(self._gateway.uploads.held(device.did, sid, raw)), CBOR)
+
+    def _finalise(self, request: Request, device: Device) -> Response:
+        sid, raw = _sid(request)
+        update = wire.decode(wire.Update, signed.verify(request.payload, device.pk))
+        if update.did != device.did:
+            raise RemoteError("an update of another device", code=Code.SIGNATURE)
+        earlier = self._store.entry(update.rid, device.did)
+        if earlier is not None:
+            if earlier[0] != request.payload:
+                raise RemoteError("this device has delivered other bytes in this round", code=Code.CONFLICT)
+            return self._receipt(update, request.payload, device, wire.Status.DUPLICATE)
+        self._may_submit(device, update.rid)
+        self._gate(update)
+        codes = self._gateway.uploads.whole(device.did, update.digest)
+        if codes is None:
+            held = self._gateway.uploads.held(device.did, sid, raw)
+            return Response("4.08", wire.encode(held), CBOR)
+        aggregate.check_codes(codes, self._gateway.manifest.parameters)
+        metrics = update.metrics
+        entry = Entry(
+            device.did,
+            request.payload,
+            update.samples,
+            metrics.samples if metrics else None,
+            metrics.loss if metrics else None,
+            metrics.accuracy if metrics else None,
+            update.ranges,
+            codes,
+        )
+        self._gateway.receive(entry)
+        return self._receipt(update, request.payload, device, wire.Status.ACCEPTED)
+
+    def _receipt(self, update: wire.Update, message: bytes, device: Device, status: wire.Status) -> Response:
+        digest = hashlib.sha256(message).digest()
+        receipt = wire.Receipt(update.rid, status, digest, self._gateway.saw(device).poll_ms)
+        return Response("2.04", wire.encode(receipt), CBOR)
+
+    def _may_submit(self, device: Device, rid: bytes | None = None) -> None:
+        """Raises: RemoteError unless the device has joined the open round (``rid``, when given)."""
+        rid = rid if rid is not None else self._gateway.rounds.rid or b""
+        raise_refusal(self._gateway.handle(Submitting(device.did, rid)))
+
+    def _gate(self, update: wire.Update) -> None:
+        """What is checked of an update before its codes are looked at (docs/protocol.md, "Gates")."""
+        gateway = self._gateway
+        if update.base != gateway.head.digest:
+            raise RemoteError("the update starts from another head", code=Code.STALE_BASE)
+        if update.size != gateway.manifest.parameters:
+            raise RemoteError(f"{update.size} codes for {gateway.manifest.parameters} parameters", code=Code.SHAPE)
+        if update.samples > gateway.max_samples:
+            raise RemoteError(f"{update.samples} samples, at most {gateway.max_samples} count", code=Code.QUOTA)
+        if update.ranges is not None and len(update.ranges) != 2 * gateway.manifest.layers:
+            raise RemoteError("as many ranges as layers, lo and hi each", code=Code.SHAPE)
+
+
+def _refusal(coap_code: str, why: str, code: Code = Code.NONE) -> Response:
+    body: FlTinyError = RemoteError(why, code=code)
+    return Response(coap_code, problem.encode(body), PROBLEM)
+
+
+def _hex(text: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        return b""
+
+
+def _sid(request: Request) -> tuple[str, bytes]:
+    """The path's sid as text and as its 8 bytes. Raises: RemoteError."""
+    if len(request.path) == 2:
+        sid = request.path[1]
+        try:
+            raw = base64.urlsafe_b64decode(sid + "=" * (-len(sid) % 4))
+        except ValueError:
+            raw = b""
+        if len(raw) == 8:
+            return sid, raw
+    raise RemoteError("an upload is named by 8 bytes in base64url", code=Code.SCHEMA)

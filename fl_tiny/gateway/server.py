@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gateway daemon: one store, one service, one CoAP server, and the operator's page when it is asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fl_tiny import config, statedir
+from fl_tiny.errors import ConfigError
+from fl_tiny.gateway.resources import Resources
+from fl_tiny.gateway.service import Emit, Gateway
+from fl_tiny.gateway.setup import BASE, GATEWAY_KEY, MODEL_LIMIT, read_file
+from fl_tiny.gateway.store import Store
+from fl_tiny.net.coap import Limits, Server
+from fl_tiny.protocol.rounds import RoundSettings
+from fl_tiny.protocol.wire import Train
+
+log = logging.getLogger(__name__)
+
+MAX_SESSIONS = 8192  # 64 KB each; only enrolled devices get that far, one session each
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What the command line says of a run; None leaves it to DIR/fl-tiny.toml."""
+
+    bind: str | None = None
+    web: str | None = None
+    rounds: int | None = None
+    clients: int | None = None
+    quorum: float | None = None
+    deadline: float | None = None
+    interval: float | None = None
+
+
+def run(directory: Path, options: RunOptions, emit: Emit) -> bool:
+    """Serve DIR's fleet until ``options.rounds`` heads are published in all, or until a signal.
+
+    True: the rounds are done or SIGTERM came.  Raises: ConfigError, EnvironmentFault, KeyboardInterrupt.
+    """
+    chosen: dict[str, Any] = {
+        key: value
+        for key in ("bind", "web", "clients", "quorum", "deadline", "interval")
+        if (value := getattr(options, key)) is not None
+    }
+    config.check(chosen, config.GatewaySettings, "command line")
+    settings = replace(config.load(directory / statedir.SETTINGS, config.GatewaySettings), **chosen)
+    store = Store.open(directory / statedir.DATABASE)
+    with statedir.locked(directory):
+        return asyncio.run(_serve(directory, store, settings, options.rounds, emit))
+
+
+async def _serve(
+    directory: Path, store: Store, settings: config.GatewaySettings, total: int | None, emit: Emit
+) -> bool:
+    gateway = Gateway(
+        store,
+        read_file(directory / statedir.MODEL / BASE, MODEL_LIMIT),
+        statedir.read_secret(directory, GATEWAY_KEY),
+        RoundSettings(settings.clients, settings.quorum, settings.deadline, settings.interval),
+        Train(settings.epochs, settings.batch, settings.rate),
+        settings.max_samples,
+    )
+    gateway.emit = emit
+    resources = Resources(gateway)
+    limits = Limits(
+        handshakes_per_s=settings.handshakes_per_s, pairings_per_s=settings.handshakes_per_s, sessions=MAX_SESSIONS
+    )
+    server = await Server.start(resources.handle, resources.key_of, settings.bind, limits=limits)
+    web = None
+    try:
+        store.put(uri=server.uri, bound=_bound(settings.bind, server.port))
+        if settings.web:
+            web = asyncio.create_task(_serve_web(directory, gateway, server, settings.web, emit))
+            await asyncio.sleep(0)
+        emit("listening", {"uri": server.uri})
+        log.info("listening uri=%s", server.uri)
+        return await _until_done(gateway.run(total), [server.fault, *([web] if web else [])])
+    finally:
+        if web:
+            web.cancel()
+        gateway.save_all()
+        await server.close()
+        store.close()
+
+
+async def _until_done(work: Any, beside: list[asyncio.Future[None]]) -> bool:
+    """Wait for the rounds, SIGTERM (True) or SIGINT (KeyboardInterrupt); a fault of what runs beside ends it too."""
+    loop = asyncio.get_running_loop()
+    stop: asyncio.Future[int] = loop.create_future()
+
+    def stopped(number: int) -> None:
+        if not stop.done():
+            stop.set_result(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped, number)
+    running = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait([running, stop, *beside], return_when=asyncio.FIRST_COMPLETED)
+        if stop.done() and stop.result() == signal.SIGINT:
+            raise KeyboardInterrupt
+        for task in (*beside, running):
+            if task.done():
+                task.result()
+        return True
+    finally:
+        running.cancel()
+
+
+async def _serve_web(directory: Path, gateway: Gateway, server: Server, bind: str, emit: Emit) -> None:
+    try:
+        from fl_tiny.gateway import web  # noqa: PLC0415 - only with the extra
+    except ImportError as cause:
+        raise ConfigError(
+            f"--web needs {cause.name}, which is not installed", hint="pip install 'fl-tiny[gateway]'"
+        ) from cause
+    await web.serve(directory, gateway, server, config.address(bind, 8080), emit)
+
+
+def _bound(bind: str, port: int) -> str:
+    host = config.address(bind, port)[0]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,339 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The running gateway: opens and closes rounds, adds updates as they arrive, publishes heads, knows who is there."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fl_tiny.errors import EnvironmentFault, RemoteError
+from fl_tiny.gateway.store import Device, Entry, Store, Version
+from fl_tiny.gateway.uploads import Uploads
+from fl_tiny.protocol import aggregate, signed, wire
+from fl_tiny.protocol.rounds import (
+    Abort,
+    Action,
+    Answered,
+    Came,
+    Delivered,
+    Event,
+    Opened,
+    Publish,
+    Refuse,
+    Revoked,
+    Rounds,
+    RoundSettings,
+    restored,
+)
+from fl_tiny.protocol.update import HeadBody
+from fl_tiny.statedir import boot_clock_s, boot_id
+
+log = logging.getLogger(__name__)
+
+Emit = Callable[[str, dict[str, Any]], None]
+
+ONLINE_S = 200.0  # three idle heartbeats and a little
+SETTLE_S = 2.0  # a round waits this long behind the last newcomer, so that a fleet that starts together is together
+SETTLE_LIMIT_S = 10.0
+GATHER_S = 30.0  # a run's first round waits so long for `clients` devices
+RETRY_S = 10.0  # the least pause behind a round that came to nothing
+SAVE_EVERY_S = 5.0
+FETCH_WAIT_S = 30.0  # how long the last round's participants may take to fetch the head before the gateway ends
+
+
+@dataclass(slots=True)
+class Presence:
+    """What a device's last heartbeat said. seen, since: our monotonic clock."""
+
+    seen: float
+    since: float
+    samples: int = 0
+    head: int = 0
+    silent: bool = False  # it let a round wait; it counts again when it speaks
+
+
+class Gateway:
+    """One fleet's rounds over one store; ``now`` everywhere is ``time.monotonic()``."""
+
+    def __init__(
+        self,
+        store: Store,
+        model: bytes,
+        seed: bytes,
+        settings: RoundSettings,
+        train: wire.Train,
+        max_samples: int,
+    ) -> None:
+        self.store = store
+        self.model = model
+        self.settings = settings
+        self.train = train
+        self.max_samples = max_samples
+        self.manifest = wire.decode(wire.Manifest, signed.payload_of(store.get("manifest")))
+        self.manifest_digest = hashlib.sha256(wire.encode(self.manifest)).digest()
+        self.emit: Emit = lambda event, facts: None
+        self.presence: dict[bytes, Presence] = {}
+        self.uploads = Uploads(self.manifest.parameters)
+        self.head: Version = store.head()
+        self._seed = seed
+        self._boot = boot_id()
+        self._dirty: set[bytes] = set()
+        self._wake = asyncio.Event()
+        self._next_open = 0.0
+        self._opened_at = 0.0
+        self._has_opened = False  # in this run of the gateway
+        self._saved_at = time.monotonic()
+        self._sum = aggregate.RunningSum(self.manifest.shapes)
+        self.rounds = self._restore()
+
+    # ---- what requests ask and change -------------------------------------------------------------------------
+
+    def saw(self, device: Device, samples: int | None = None, head: int | None = None) -> wire.Next:
+        """A device has spoken: note it, and say what it should do next."""
+        now = time.monotonic()
+        known = self.presence.get(device.did)
+        if known is None or now - known.seen > ONLINE_S or known.silent:
+            known = self.presence[device.did] = Presence(now, now, device.samples or 0, device.head or 0)
+            self.handle(Came(device.did))
+        known.seen = now
+        known.samples = known.samples if samples is None else samples
+        known.head = known.head if head is None else head
+        self._dirty.add(device.did)
+        self._wake.set()
+        poll_s = self.rounds.poll_s(device.did, now, self._next_open - now)
+        invited = self.rounds.rid if self.rounds.invites(device.did) else None
+        return wire.Next(round(poll_s * 1000), self.head.number, invited)
+
+    def offer(self) -> wire.Offer:
+        """The open round as an offer. Only when ``rounds.rid`` is not None."""
+        assert self.rounds.rid is not None
+        left_ms = round(self.rounds.left_s(time.monotonic()) * 1000)
+        return wire.Offer(
+            self.rounds.rid,
+            self.head.number + 1,
+            self.head.digest,
+            left_ms,
+            self.head.steps,
+            self.train,
+            self.max_samples,
+        )
+
+    def handle(self, event: Event) -> list[Action]:
+        """Give the round's machine an event, carry out its closing actions, and return all of them."""
+        actions = self.rounds.handle(event, time.monotonic())
+        self._close(actions)
+        return actions
+
+    def answer(self, event: Answered) -> None:
+        """Keep a device's answer. On the disk when this returns. Raises: RemoteError when it does not fit the round."""
+        actions = self.rounds.handle(event, time.monotonic())
+        raise_refusal(actions)
+        self.store.answer(event.rid, event.did, event.said)
+        self._close(actions)
+
+    def receive(self, entry: Entry) -> None:
+        """Put an accepted update into the ledger, then into the sum. On the disk when this returns."""
+        assert self.rounds.rid is not None and entry.codes is not None
+        self.store.receive(self.rounds.rid, entry)
+        self._sum.add(entry.codes, entry.samples)
+        self.uploads.drop(entry.did)
+        self.emit("update", {"number": self.head.number + 1, "status": "accepted", "device": entry.did.hex()})
+        log.info("update accepted round=%d device=%s", self.head.number + 1, entry.did.hex()[:8])
+        self.handle(Delivered(entry.did))
+
+    def drop_revoked(self) -> None:
+        """A command beside us may have revoked devices: take them and their updates out of the open round."""
+        revoked = {d.did for d in self.store.devices() if d.state == "revoked"} & set(self.presence)
+        if not revoked:
+            return
+        for did in revoked:
+            del self.presence[did]
+            self.uploads.drop(did)
+        if self.rounds.rid is not None:
+            self._sum = self._summed(self.rounds.rid)
+        for did in revoked:
+            self.handle(Revoked(did))
+
+    # ---- the loop -------------------------------------------------------------------------------------------
+
+    async def run(self, total: int | None) -> None:
+        """Run rounds until ``total`` heads are published in all (None: until cancelled)."""
+        while total is None or self.head.number < total:
+            now = time.monotonic()
+            self.drop_revoked()
+            if self.rounds.rid is None and self._may_open(now):
+                self._open(now)
+            self._close(self.rounds.tick(now))
+            self._save(now)
+            await self._sleep(now)
+        await self._wait_for_fetches(total)
+
+    def save_all(self) -> None:
+        """Write what is only noted so far; called at the end."""
+        self._saved_at = -SAVE_EVERY_S
+        self._save(time.monotonic())
+
+    def online(self, now: float) -> frozenset[bytes]:
+        """Devices that have spoken lately and did not let the last round wait."""
+        return frozenset(did for did, p in self.presence.items() if now - p.seen <= ONLINE_S and not p.silent)
+
+    async def _sleep(self, now: float) -> None:
+        ends = [now + 1.0]  # commands beside us act within two seconds
+        deadline = self.rounds.deadline()
+        if deadline is not None:
+            ends.append(deadline)
+        elif self.presence:
+            ends.append(max(self._next_open, now + 0.1))
+        self._wake.clear()
+        try:
+            await asyncio.wait_for(self._wake.wait(), max(min(ends) - now, 0.01))
+        except asyncio.TimeoutError:
+            return
+
+    def _may_open(self, now: float) -> bool:
+        here = [self.presence[did] for did in self.online(now)]
+        if not here or now < self._next_open:
+            return False
+        waited = now - min(p.since for p in here)
+        if self.settings.clients is not None:
+            return self._has_opened or len(here) >= self.settings.clients or waited >= GATHER_S
+        settled = now - max(p.since for p in here) >= SETTLE_S or waited >= SETTLE_LIMIT_S
+        return settled and (self._has_opened or len(here) >= self._active() or waited >= SETTLE_LIMIT_S)
+
+    def _open(self, now: float) -> None:
+        rid = os.urandom(8)
+        number = self.head.number + 1
+        self.store.open_round(rid, number, self.head.number, self.settings.deadline_s)
+        self._sum = aggregate.RunningSum(self.manifest.shapes)
+        self._opened_at = now
+        self._has_opened = True
+        online = self.online(now)
+        self.rounds.handle(Opened(rid, number, online, self._active(), self.settings.deadline_s), now)
+        self.emit("round", {"number": number, "state": "open"})
+        log.info("round open number=%d devices=%d", number, len(online))
+
+    def _active(self) -> int:
+        """Devices a round may hope for: enrolled, and not known to be silent."""
+        silent = {did for did, p in self.presence.items() if p.silent}
+        return sum(d.state == "active" and d.did not in silent for d in self.store.devices())
+
+    def _close(self, actions: list[Action]) -> None:
+        for action in actions:
+            if isinstance(action, (Publish, Abort)):
+                now = time.monotonic()
+                for did in action.silent & set(self.presence):
+                    self.presence[did].silent = True
+                self._next_open = now + self.settings.interval_s
+                opened = self.store.opened()
+                assert opened is not None
+                if isinstance(action, Publish):
+                    self._publish(opened.rid, now - self._opened_at)
+                else:
+                    self._next_open = max(self._next_open, now + RETRY_S)
+                    self.store.abort(opened.rid, action.why, now - self._opened_at)
+                    self.emit("round", {"number": opened.number, "state": "aborted", "why": action.why})
+                    log.info("round aborted number=%d why=%r", opened.number, action.why)
+                self.uploads.clear()
+                self._wake.set()
+
+    def _publish(self, rid: bytes, seconds: float) -> None:
+        base = self.head
+        scales = wire.decode(wire.Head, signed.payload_of(base.signed)).scales
+        ranges = aggregate.merge_ranges([e.ranges for e in self.store.accepted(rid) if e.ranges is not None])
+        new = aggregate.publish(HeadBody(base.body, scales), base.residual, self.manifest.shapes, base.steps, self._sum)
+        version = make_version(
+            base.number + 1,
+            new,
+            aggregate.next_steps(base.steps, self._sum.peaks),
+            self._sum.weight,
+            self.manifest_digest,
+            ranges,
+            self._seed,
+        )
+        self.store.publish(rid, version, seconds)
+        self.head = version
+        self.emit("round", {"number": version.number, "state": "published", "updates": self._sum.updates})
+        log.info("round published number=%d updates=%d seconds=%.2f", version.number, self._sum.updates, seconds)
+
+    # ---- across a restart -----------------------------------------------------------------------------------
+
+    def _restore(self) -> Rounds:
+        faults = self.store.faults()
+        if faults:
+            raise EnvironmentFault("the ledger is not sound: " + "; ".join(faults), hint="restore it from a backup")
+        opened = self.store.opened()
+        if opened is None:
+            return Rounds(self.settings)
+        now = time.monotonic()
+        left_s = max(opened.left_s, min(60.0, self.settings.deadline_s))  # docs/protocol.md: a restart costs no round
+        self._opened_at = now - max(0.0, self.settings.deadline_s - opened.left_s)
+        answers = self.store.answers(opened.rid)
+        joined = frozenset(did for did, said in answers if said == wire.Said.JOIN)
+        event = Opened(opened.rid, opened.number, joined, self._active(), left_s)
+        rounds = restored(self.settings, event, answers, now)
+        self._sum = self._summed(opened.rid)
+        for entry in self.store.accepted(opened.rid):
+            rounds._delivered(Delivered(entry.did), now)
+        log.info("round resumed number=%d updates=%d", opened.number, self._sum.updates)
+        return rounds
+
+    def _summed(self, rid: bytes) -> aggregate.RunningSum:
+        summed = aggregate.RunningSum(self.manifest.shapes)
+        for entry in self.store.accepted(rid):
+            assert entry.codes is not None
+            summed.add(entry.codes, entry.samples)
+        return summed
+
+    def _save(self, now: float) -> None:
+        if now - self._saved_at < SAVE_EVERY_S:
+            return
+        self.store.pass_time(min(now - self._saved_at, 2 * SAVE_EVERY_S))
+        self._saved_at = now
+        if self.rounds.rid is not None:
+            self.store.save_left(self.rounds.rid, self.rounds.left_s(now))
+        if self._dirty:
+            shift = boot_clock_s() - now
+            known = [(did, self.presence[did]) for did in self._dirty if did in self.presence]
+            self.store.note_presence([(did, p.samples, p.head, p.seen + shift, self._boot) for did, p in known])
+            self._dirty.clear()
+
+    async def _wait_for_fetches(self, total: int) -> None:
+        """Give the devices that took part in the last round the time to fetch its head."""
+        end = time.monotonic() + FETCH_WAIT_S
+        took_part = {d.did for d in self.store.devices() if d.last_round == self.head.number and d.state == "active"}
+        while time.monotonic() < end:
+            heads = {d.did: d.head or 0 for d in self.store.devices()}
+            heads.update({did: p.head for did, p in self.presence.items()})
+            if all(heads.get(did, 0) >= total for did in took_part):
+                return
+            await asyncio.sleep(0.1)
+
+
+def raise_refusal(actions: list[Action]) -> None:
+    """Raises: RemoteError when the round's machine refused a message."""
+    for action in actions:
+        if isinstance(action, Refuse):
+            raise RemoteError(action.why, code=action.code)
+
+
+def make_version(
+    number: int,
+    published: aggregate.Published,
+    steps: tuple[float, ...],
+    weight: int,
+    manifest_digest: bytes,
+    ranges: tuple[float, ...] | None,
+    seed: bytes,
+) -> Version:
+    """A head as a row of the store, signed by the gateway's key."""
+    body, scales = published.head.body, published.head.scales
+    digest = hashlib.sha256(body).digest()
+    head = wire.Head(manifest_digest, number, digest, len(body), scales, ranges)
+    message = signed.sign(wire.encode(head), seed)
+    return Version(number, digest, body, message, published.residual, steps, weight)

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many updates become one head: an exact weighted integer sum, divided once at the end (FedAvg).
+
+int64 addition has no rounding, so arrival order, restarts and replays give the same bits. An update is added as it
+arrives: memory does not grow with the number of devices. Source: McMahan et al., AISTATS 2017 (FedAvg).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_tiny.errors import RemoteError
+from fl_tiny.protocol.update import MAX_CODE, HeadBody, Shapes, decode_head, encode_head, per_parameter
+from fl_tiny.protocol.wire import Code
+
+STRIPE = 1 << 15  # parameters added at a time: product and sum stay in the cache of a small core
+STEP_TARGET = 96  # the largest code a round should show; a quarter of the range is head room
+STEP_FACTOR = 2.0  # the most that one round may move a step, either way
+
+
+class RunningSum:
+    """sum(samples * q) in int64, and how much was added; the order of additions does not matter."""
+
+    def __init__(self, shapes: Shapes) -> None:
+        sizes = [math.prod(shape) for shape in shapes]
+        self.total: NDArray[np.int64] = np.zeros(sum(sizes), np.int64)
+        self.weight = 0
+        self.updates = 0
+        self.peaks = [0] * len(sizes)  # the largest |q| seen, a tensor
+        self._ends = np.cumsum(sizes)
+        self._product = np.empty(min(STRIPE, len(self.total)), np.int32)
+
+    def add(self, codes: bytes, samples: int) -> None:
+        """Add one update. codes: int8, one a parameter.  samples: 1..65535, its weight.
+
+        Raises: RemoteError with Code.SHAPE, before anything is added.
+        """
+        q = check_codes(codes, len(self.total))
+        start = 0
+        for i, end in enumerate(self._ends):
+            self.peaks[i] = max(self.peaks[i], int(q[start:end].max()), -int(q[start:end].min()))
+            start = end
+        for at in range(0, len(q), STRIPE):
+            part = q[at : at + STRIPE]
+            product = self._product[: len(part)]
+            np.multiply(part, np.int32(samples), out=product, dtype=np.int32)  # |127 * 65535| < 2^31
+            self.total[at : at + len(part)] += product
+        self.weight += samples
+        self.updates += 1
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A new head: its body, and what the body's form rounded away, kept for the next version."""
+
+    head: HeadBody
+    residual: bytes  # float32, one a parameter
+
+
+def check_codes(codes: bytes, parameters: int) -> NDArray[np.int8]:
+    """``codes`` as int8. Raises: RemoteError with Code.SHAPE when length or range is wrong."""
+    if len(codes) != parameters:
+        raise RemoteError(f"an update of {len(codes)} codes for {parameters} parameters", code=Code.SHAPE)
+    q = np.frombuffer(codes, np.int8)
+    if int(q.min()) < -MAX_CODE:
+        raise RemoteError("an update holds the code -128", code=Code.SHAPE)
+    return q
+
+
+def publish(base: HeadBody, residual: bytes, shapes: Shapes, steps: Sequence[float], summed: RunningSum) -> Published:
+    """The next head: base + residual + step * sum / weight, in float64, divided once.
+
+    residual: float32, what the form of ``base`` had rounded away (empty: nothing).
+    """
+    assert summed.weight > 0, "a round without updates is aborted, not published"
+    base_values = [tensor.astype(np.float64).ravel() for tensor in decode_head(base, shapes)]
+    flat = np.concatenate(base_values)
+    if residual:
+        flat += np.frombuffer(residual, "<f4")
+    flat += per_parameter(steps, shapes) * (summed.total / summed.weight)
+    ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
+    tensors = [part.reshape(shape) for part, shape in zip(np.split(flat, ends), shapes, strict=True)]
+    head = encode_head(tensors)
+    rounded = np.concatenate([tensor.ravel() for tensor in decode_head(head, shapes)])
+    return Published(head, (flat - rounded).astype("<f4").tobytes())
+
+
+def first_steps(parameters: Sequence[NDArray[np.floating[Any]]]) -> tuple[float, ...]:
+    """The steps of a fleet's first round: one round may move a parameter by twice its tensor's largest value.
+
+    A bias that is all zero takes the range of its layer's weights.
+    """
+    steps: list[float] = []
+    widest = 1e-3
+    for tensor in parameters:
+        peak = float(np.abs(tensor).max())
+        widest = max(peak, 1e-3) if tensor.ndim == 2 else max(peak, widest)
+        steps.append(2 * widest / MAX_CODE)
+    return tuple(steps)
+
+
+def next_steps(steps: Sequence[float], peaks: Sequence[int]) -> tuple[float, ...]:
+    """Steps that follow what the last round showed: finer when codes were small, coarser when they were clipped."""
+    moved = []
+    for step, peak in zip(steps, peaks, strict=True):
+        wanted = STEP_FACTOR if peak >= MAX_CODE else peak / STEP_TARGET
+        moved.append(min(max(step * min(max(wanted, 1 / STEP_FACTOR), STEP_FACTOR), 1e-9), 1e9))
+    return tuple(moved)
+
+
+def merge_ranges(reported: Sequence[tuple[float, ...]]) -> tuple[float, ...] | None:
+    """The outputs' ranges of the fleet: the widest reported, but no wider than twice the median's, so that one
+    device cannot spoil the scale of all. reported: lo, hi of each layer, one tuple a device, all equally long."""
+    if not reported:
+        return None
+    bounds = np.asarray(reported, np.float64)
+    middle = np.median(bounds, axis=0)
+    lo = np.minimum(np.maximum(bounds[:, 0::2].min(axis=0), 2 * middle[0::2]), 0.0)
+    hi = np.maximum(np.minimum(bounds[:, 1::2].max(axis=0), 2 * middle[1::2]), 0.0)
+    return tuple(float(v) for pair in zip(lo, hi, strict=True) for v in pair)

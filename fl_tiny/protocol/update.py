@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A head and its change as bytes: the canonical body that goes down, the integer codes that come up.
+
+A weight tensor (rank 2) travels as int8 with one scale, a bias (rank 1) as float16, both little endian and in C order.
+A change travels as one int8 code a parameter: change = q * step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_tiny.errors import MalformedMessage
+
+Parameters = list[NDArray[np.float32]]
+Shapes = Sequence[tuple[int, ...]]
+
+MAX_CODE = 127  # -128 is malformed: the range is symmetric, so that a sum has no drift
+FRACTION_BITS = 8
+FRACTION = 1 << FRACTION_BITS  # a residual is kept in 1/256 of a step
+FLOAT16_MAX = 65504.0
+LEAST_SCALE = 1e-12
+
+
+@dataclass(frozen=True, slots=True)
+class HeadBody:
+    """A head as it is named and sent. scales: one a weight tensor, in canonical order."""
+
+    body: bytes
+    scales: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Codes:
+    """One device's change. codes: int8, one a parameter.  residual: int16, what was not sent, in step / 256."""
+
+    codes: bytes
+    residual: bytes
+
+
+def encode_head(parameters: Sequence[NDArray[np.floating[Any]]]) -> HeadBody:
+    """The canonical body of a head. parameters: weights (out, in) and biases (out,), canonical order, real units."""
+    pieces: list[bytes] = []
+    scales: list[float] = []
+    for tensor in parameters:
+        if tensor.ndim == 1:
+            pieces.append(np.clip(tensor, -FLOAT16_MAX, FLOAT16_MAX).astype("<f2").tobytes())
+            continue
+        scale = float(np.float32(max(float(np.abs(tensor).max()) / MAX_CODE, LEAST_SCALE)))
+        pieces.append(np.clip(np.rint(tensor / scale), -MAX_CODE, MAX_CODE).astype(np.int8).tobytes())
+        scales.append(scale)
+    return HeadBody(b"".join(pieces), tuple(scales))
+
+
+def decode_head(head: HeadBody, shapes: Shapes) -> Parameters:
+    """The parameters of a canonical body, float32, canonical order. Raises: MalformedMessage."""
+    weights = sum(len(shape) == 2 for shape in shapes)
+    size = sum(math.prod(shape) * (1 if len(shape) == 2 else 2) for shape in shapes)
+    if len(head.body) != size or len(head.scales) != weights:
+        raise MalformedMessage(f"a head of {len(head.body)} B and {len(head.scales)} scales does not fit its manifest")
+    scales = iter(head.scales)
+    parameters: Parameters = []
+    at = 0
+    for shape in shapes:
+        count = math.prod(shape)
+        if len(shape) == 2:
+            codes = np.frombuffer(head.body, np.int8, count, at)
+            values = codes.astype(np.float32) * np.float32(next(scales))
+            at += count
+        else:
+            values = np.frombuffer(head.body, "<f2", count, at).astype(np.float32)
+            at += 2 * count
+        if not np.isfinite(values).all():
+            raise MalformedMessage("a head holds a value that is not finite")
+        parameters.append(values.reshape(shape))
+    return parameters
+
+
+def flatten(parameters: Sequence[NDArray[np.floating[Any]]]) -> NDArray[np.float64]:
+    """All parameters in one vector, canonical order."""
+    return np.concatenate([np.asarray(tensor, np.float64).ravel() for tensor in parameters])
+
+
+def per_parameter(steps: Sequence[float], shapes: Shapes) -> NDArray[np.float64]:
+    """One step a parameter from one step a tensor. Raises: MalformedMessage when the counts differ."""
+    if len(steps) != len(shapes):
+        raise MalformedMessage(f"{len(steps)} steps for {len(shapes)} tensors")
+    return np.repeat(np.asarray(steps, np.float64), [math.prod(shape) for shape in shapes])
+
+
+def encode_change(change: NDArray[np.float64], steps: NDArray[np.float64], rng: np.random.Generator) -> Codes:
+    """``change`` as integers, by stochastic rounding; what rounding and clipping dropped is the residual.
+
+    change: (parameters,), real units, the last residual already added.   steps: (parameters,), > 0.
+    codes * 256 + residual = change / step * 256 to the nearest integer, exactly, unless the change is clipped
+    beyond +-255 steps.
+    """
+    bound = 2 * MAX_CODE * FRACTION
+    fine = np.clip(np.rint(change / steps * FRACTION), -bound, bound).astype(np.int32)
+    dither = rng.integers(0, FRACTION, size=fine.shape, dtype=np.int32)
+    codes = np.clip((fine + dither) >> FRACTION_BITS, -MAX_CODE, MAX_CODE)
+    residual = fine - (codes << FRACTION_BITS)
+    return Codes(codes.astype(np.int8).tobytes(), residual.astype("<i2").tobytes())
+
+
+def decode_residual(residual: bytes, steps: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A stored residual in real units. steps: those of the round it is from."""
+    return np.frombuffer(residual, "<i2").astype(np.float64) * steps / FRACTION

@@ -1,0 +1,438 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every message as a frozen dataclass, to and from deterministic CBOR; the rules are docs/protocol.cddl.
+
+A field says its integer key and what may stand under it; ``encode`` and ``decode`` do the rest, so a message has
+one description. A *negative* unknown key is ignored, a positive one is an error (docs/protocol.md, "Versions").
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import math
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, fields
+from enum import IntEnum
+from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar, cast, get_type_hints
+
+from fl_tiny.errors import MalformedMessage
+from fl_tiny.protocol import cbor
+
+VERSION = 1
+U16 = 0xFFFF
+U32 = 0xFFFFFFFF
+DAY_MS = 86_400_000
+MAX_CODES = 262_144  # parameters of a head: the wire's limit, checked at `gateway init`
+MAX_TENSORS = 16
+MAX_LABELS = 256
+LABELS_LIMIT = 2048  # bytes of all labels together, so that a signed manifest fits a control message
+CHUNK = 1024  # bytes of codes in one PUT
+UNIT = 128  # bytes that one bit of a ``Held`` bitmap stands for; a chunk starts at a multiple of it
+
+M = TypeVar("M")
+Read = Callable[[Any, str], Any]
+
+
+class Said(IntEnum):
+    """A device's answer to an offer. CDDL: ``answer`` key 2."""
+
+    JOIN = 0
+    NO_BUDGET = 1
+    TOO_FEW_SAMPLES = 2
+    NO_BETTER = 3
+    LATE = 4
+
+
+class Status(IntEnum):
+    """What became of an update. CDDL: ``status``."""
+
+    ACCEPTED = 0
+    DUPLICATE = 1
+    LATE = 2
+    SUPERSEDED = 3
+    REJECTED = 4
+
+
+class Code(IntEnum):
+    """Our problem codes (RFC 9290 body, key 65001); docs/protocol.md lists what each means."""
+
+    NONE = 0
+    VERSION = 1
+    SCHEMA = 2
+    SHAPE = 3
+    NOT_FINITE = 4
+    SIGNATURE = 6
+    LATE = 7
+    STALE_BASE = 8
+    CONFLICT = 9
+    REVOKED = 10
+    QUOTA = 12
+    PHASE = 15
+    PAIRING = 18
+
+
+class Key(NamedTuple):
+    """Where a field stands in its map, and how its value is read."""
+
+    number: int
+    read: Read
+
+
+# ---- what may stand under a key -----------------------------------------------------------------------------
+
+
+def uint(low: int, high: int) -> Read:
+    """An integer in [low, high]; a bool is not an integer."""
+
+    def read(value: Any, where: str) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise MalformedMessage(f"{where} is not an integer from {low} to {high}")
+        return value
+
+    return read
+
+
+def blob(low: int, high: int | None = None) -> Read:
+    """A byte string of ``low`` to ``high`` bytes, of exactly ``low`` when ``high`` is not given."""
+    most = low if high is None else high
+
+    def read(value: Any, where: str) -> bytes:
+        if not isinstance(value, bytes) or not low <= len(value) <= most:
+            raise MalformedMessage(f"{where} is not a byte string of {low} to {most} B")
+        return value
+
+    return read
+
+
+def text(low: int, high: int) -> Read:
+    """A text of ``low`` to ``high`` bytes of UTF-8."""
+
+    def read(value: Any, where: str) -> str:
+        if not isinstance(value, str) or not low <= len(value.encode()) <= high:
+            raise MalformedMessage(f"{where} is not a text of {low} to {high} B")
+        return value
+
+    return read
+
+
+def number(low: float = -math.inf, high: float = math.inf) -> Read:
+    """A finite float in [low, high]."""
+
+    def read(value: Any, where: str) -> float:
+        if not isinstance(value, float) or not math.isfinite(value) or not low <= value <= high:
+            raise MalformedMessage(f"{where} is not a number from {low:g} to {high:g}")
+        return value
+
+    return read
+
+
+def many(item: Read, low: int, high: int) -> Read:
+    """An array of ``low`` to ``high`` items, as a tuple."""
+
+    def read(value: Any, where: str) -> tuple[Any, ...]:
+        if not isinstance(value, list) or not low <= len(value) <= high:
+            raise MalformedMessage(f"{where} is not an array of {low} to {high} items")
+        return tuple(item(v, f"{where}[{i}]") for i, v in enumerate(value))
+
+    return read
+
+
+def part(cls: type) -> Read:
+    """A map inside a message: another dataclass of this file, without a kind of its own."""
+    return lambda value, where: _from_map(cls, value, where)
+
+
+DID = blob(16)
+RID = blob(8)
+SID = blob(8)
+H256 = blob(32)
+PK = blob(32)
+MS = uint(0, DAY_MS)
+FLAT = number(-1e30, 1e30)
+STEPS = many(number(1e-30, 1e30), 1, MAX_TENSORS)
+RANGES = many(FLAT, 2, 2 * MAX_TENSORS)
+
+
+# ---- enrolment and presence ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Enrol:
+    """A device's public key and the name its owner gave it; signed by that key, bound to the DTLS session."""
+
+    KIND: ClassVar[int] = 1
+    pk: Annotated[bytes, Key(1, PK)]
+    name: Annotated[str | None, Key(3, text(1, 64))] = None
+
+
+@dataclass(frozen=True, slots=True)
+class Enrolled:
+    """What a device needs from now on: its id, its PSK, and the keys it believes in."""
+
+    KIND: ClassVar[int] = 2
+    did: Annotated[bytes, Key(1, DID)]
+    psk: Annotated[bytes, Key(2, blob(32))]
+    gateway_pk: Annotated[bytes, Key(3, PK)]
+    model_pk: Annotated[bytes, Key(4, PK)]
+
+
+@dataclass(frozen=True, slots=True)
+class Register:
+    """A device that has come: who it is and which protocol versions it speaks."""
+
+    KIND: ClassVar[int] = 3
+    did: Annotated[bytes, Key(1, DID)]
+    versions: Annotated[tuple[int, ...], Key(2, many(uint(1, U16), 1, 4))]
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """The protocol version chosen, and when to send the next heartbeat."""
+
+    KIND: ClassVar[int] = 4
+    version: Annotated[int, Key(1, uint(1, U16))]
+    poll_ms: Annotated[int, Key(2, MS)]
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """A sign of life: the head version held (0: the model's own) and the samples stored."""
+
+    KIND: ClassVar[int] = 5
+    head: Annotated[int, Key(1, uint(0, U32))]
+    samples: Annotated[int, Key(2, uint(0, U32))]
+
+
+@dataclass(frozen=True, slots=True)
+class Next:
+    """What a device should do next: poll again then, fetch that head, answer that round."""
+
+    KIND: ClassVar[int] = 6
+    poll_ms: Annotated[int, Key(1, MS)]
+    head: Annotated[int, Key(2, uint(0, U32))]
+    rid: Annotated[bytes | None, Key(3, RID)] = None
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """What the gateway holds about who asks: its state, and the rounds that counted (a peer: published ones)."""
+
+    KIND: ClassVar[int] = 17
+    state: Annotated[str, Key(2, text(1, 16))]
+    rounds: Annotated[int, Key(3, uint(0, U32))]
+    did: Annotated[bytes | None, Key(1, DID)] = None
+
+
+# ---- models and heads ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A model and what of it is trained; signed by the model-signing key.
+
+    layers: how many of the last dense layers.   shapes: of their tensors, weights then bias, first layer first.
+    """
+
+    KIND: ClassVar[int] = 7
+    name: Annotated[str, Key(1, text(1, 32))]
+    version: Annotated[int, Key(2, uint(1, U32))]
+    counter: Annotated[int, Key(3, uint(1, U32))]
+    digest: Annotated[bytes, Key(4, H256)]
+    size: Annotated[int, Key(5, uint(1, U32))]
+    layers: Annotated[int, Key(6, uint(1, MAX_TENSORS))]
+    shapes: Annotated[tuple[tuple[int, ...], ...], Key(7, many(many(uint(1, U16), 1, 2), 1, MAX_TENSORS))]
+    labels: Annotated[tuple[str, ...] | None, Key(8, many(text(1, 48), 1, MAX_LABELS))] = None
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the head has: the codes of one update."""
+        return sum(math.prod(shape) for shape in self.shapes)
+
+    @property
+    def body_size(self) -> int:
+        """Bytes of a head's canonical body: int8 weights (rank 2), float16 biases (rank 1)."""
+        return sum(math.prod(shape) * (1 if len(shape) == 2 else 2) for shape in self.shapes)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A version of the head for one manifest; signed by the gateway.
+
+    digest: SHA-256 of the canonical body (protocol/update.py).   scales: one a weight tensor.
+    ranges: lo, hi of each layer's outputs on the fleet's data, for boards without samples; absent: keep the model's.
+    """
+
+    KIND: ClassVar[int] = 8
+    manifest: Annotated[bytes, Key(1, H256)]
+    version: Annotated[int, Key(2, uint(0, U32))]
+    digest: Annotated[bytes, Key(3, H256)]
+    size: Annotated[int, Key(4, uint(1, U32))]
+    scales: Annotated[tuple[float, ...], Key(5, STEPS)]
+    ranges: Annotated[tuple[float, ...] | None, Key(6, RANGES)] = None
+
+
+# ---- a round ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Train:
+    """How a device trains in a round: passes over its samples, samples a step, learning rate."""
+
+    epochs: Annotated[int, Key(1, uint(1, 100))]
+    batch: Annotated[int, Key(2, uint(1, 4096))]
+    rate: Annotated[float, Key(3, number(1e-7, 10.0))]
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """An open round. steps: one a tensor; a parameter's change is q * step."""
+
+    KIND: ClassVar[int] = 9
+    rid: Annotated[bytes, Key(1, RID)]
+    number: Annotated[int, Key(2, uint(1, U32))]
+    base: Annotated[bytes, Key(3, H256)]
+    left_ms: Annotated[int, Key(4, MS)]
+    steps: Annotated[tuple[float, ...], Key(5, STEPS)]
+    train: Annotated[Train, Key(6, part(Train))]
+    max_samples: Annotated[int, Key(7, uint(1, U16))]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A device joins a round or declines it."""
+
+    KIND: ClassVar[int] = 16
+    rid: Annotated[bytes, Key(1, RID)]
+    said: Annotated[int, Key(2, uint(0, 4))]
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """The base head on the device's held-out samples: how many, mean loss in nats, accuracy."""
+
+    samples: Annotated[int, Key(1, uint(1, U32))]
+    loss: Annotated[float, Key(2, number(0.0, 1e6))]
+    accuracy: Annotated[float, Key(3, number(0.0, 1.0))]
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What one device's training changed; signed by the device. The codes travel beside it, by digest.
+
+    ranges: lo, hi of each layer's outputs on the device's samples.
+    """
+
+    KIND: ClassVar[int] = 10
+    rid: Annotated[bytes, Key(1, RID)]
+    did: Annotated[bytes, Key(2, DID)]
+    base: Annotated[bytes, Key(3, H256)]
+    samples: Annotated[int, Key(4, uint(1, U16))]
+    digest: Annotated[bytes, Key(5, H256)]
+    size: Annotated[int, Key(6, uint(1, MAX_CODES))]
+    metrics: Annotated[Metrics | None, Key(7, part(Metrics))] = None
+    ranges: Annotated[tuple[float, ...] | None, Key(8, RANGES)] = None
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The gateway's word that an update is in the ledger; it leaves only after COMMIT.
+
+    update: SHA-256 of the signed update.
+    """
+
+    KIND: ClassVar[int] = 11
+    rid: Annotated[bytes, Key(1, RID)]
+    status: Annotated[int, Key(2, uint(0, 4))]
+    update: Annotated[bytes, Key(3, H256)]
+    poll_ms: Annotated[int, Key(4, MS)]
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Which units of UNIT bytes of an upload the gateway holds: bit i of byte i // 8, lowest first."""
+
+    KIND: ClassVar[int] = 12
+    sid: Annotated[bytes, Key(1, SID)]
+    size: Annotated[int, Key(2, uint(1, MAX_CODES))]
+    bitmap: Annotated[bytes, Key(3, blob(0, MAX_CODES // UNIT // 8))]
+
+
+def name_of(digest: bytes) -> str:
+    """The path segment that stands for a digest: base64url of its first 8 bytes. What comes is checked by the whole."""
+    return base64.urlsafe_b64encode(digest[:8]).decode().rstrip("=")
+
+
+def missing(held: Held) -> list[int]:
+    """Offsets of the chunks of CHUNK bytes that an upload still lacks, in order."""
+    units = [held.bitmap[i // 8] >> i % 8 & 1 if i // 8 < len(held.bitmap) else 0 for i in range(-(-held.size // UNIT))]
+    per_chunk = CHUNK // UNIT
+    return [at * UNIT for at in range(0, len(units), per_chunk) if not all(units[at : at + per_chunk])]
+
+
+# ---- encoding and decoding ----------------------------------------------------------------------------------
+
+
+class _Field(NamedTuple):
+    name: str
+    key: Key
+    optional: bool
+
+
+@functools.cache
+def _fields_of(cls: Any) -> tuple[_Field, ...]:
+    hints = get_type_hints(cls, include_extras=True)
+    return tuple(
+        _Field(f.name, hints[f.name].__metadata__[0], type(None) in getattr(hints[f.name].__origin__, "__args__", ()))
+        for f in fields(cls)
+    )
+
+
+def encode(message: Any) -> bytes:
+    """The bytes of a message of this file. Raises: MalformedMessage when a field breaks its own rule."""
+    body = _to_map(message)
+    _from_map(type(message), body, type(message).__name__.lower())
+    return cbor.encode({0: message.KIND, **body})
+
+
+def decode(cls: type[M], data: bytes, *, limit: int = cbor.CONTROL_LIMIT) -> M:
+    """``data``, of at most ``limit`` bytes, as a message of the kind ``cls``.
+
+    Raises: MalformedMessage, naming the key that is absent, unknown, of another type or out of range.
+    """
+    name = cls.__name__.lower()
+    body = cbor.decode(data, limit=limit)
+    if not isinstance(body, dict) or body.get(0) != cls.KIND or isinstance(body[0], bool):  # type: ignore[attr-defined]
+        raise MalformedMessage(f"not a message of kind {name}")
+    del body[0]
+    message: M = _from_map(cls, body, name)
+    return message
+
+
+def _to_map(message: Any) -> dict[int, Any]:
+    body: dict[int, Any] = {}
+    for field in _fields_of(cast(Hashable, type(message))):
+        value = getattr(message, field.name)
+        if value is not None:
+            body[field.key.number] = _to_map(value) if hasattr(value, "__dataclass_fields__") else _plain(value)
+    return body
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(v) for v in value] if isinstance(value, tuple) else value
+
+
+def _from_map(cls: type[M], body: Any, where: str) -> M:
+    if not isinstance(body, Mapping):
+        raise MalformedMessage(f"{where} is not a map")
+    table = _fields_of(cast(Hashable, cls))
+    known = {field.key.number for field in table}
+    for key in body:
+        if key not in known and not (isinstance(key, int) and key < 0):
+            raise MalformedMessage(f"{where}: unknown key {key}")
+    values: dict[str, Any] = {}
+    for field in table:
+        if field.key.number in body:
+            values[field.name] = field.key.read(body[field.key.number], f"{where}.{field.name}")
+        elif not field.optional:
+            raise MalformedMessage(f"{where}.{field.name} is absent")
+    return cls(**values)

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One directory owned by a device or a gateway: its layout, secrets, lock, and files that survive a power cut."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from fl_tiny.errors import ConfigError, EnvironmentFault
+
+SETTINGS = "fl-tiny.toml"
+DATABASE = "state.db"
+SECRET = "secret"  # noqa: S105 - the name of a folder
+MODEL = "model"
+_LOCK = "lock"
+_DIR_MODE = 0o750  # a group may read model/ (docs/protocol.md, at rest)
+
+
+def create(directory: Path) -> None:
+    """Make DIR (0750), DIR/secret (0700) and DIR/model (0750). Raises: EnvironmentFault."""
+    try:
+        directory.mkdir(mode=_DIR_MODE, parents=True, exist_ok=True)
+        (directory / SECRET).mkdir(mode=0o700, exist_ok=True)
+        (directory / MODEL).mkdir(mode=_DIR_MODE, exist_ok=True)
+    except OSError as cause:
+        raise EnvironmentFault(f"cannot make {directory}: {cause.strerror}") from cause
+
+
+def write_atomic(path: Path, data: bytes, mode: int = 0o640) -> None:
+    """Replace ``path`` by ``data``, all or nothing, on the disk before this returns. Raises: EnvironmentFault.
+
+    Source: docs/failures.md: tmp, fsync, rename, fsync of the directory lost nothing in 15 power cuts.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
+        with os.fdopen(fd, "wb") as file:
+            os.fchmod(fd, mode)
+            file.write(data)
+            file.flush()
+            os.fsync(fd)
+        partial.replace(path)
+        sync_directory(path.parent)
+    except OSError as cause:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise EnvironmentFault(f"cannot write {path}: {cause.strerror}", hint="is there space, and may we?") from cause
+
+
+def sync_directory(directory: Path) -> None:
+    """Make a rename in ``directory`` durable."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_secret(directory: Path, name: str, data: bytes) -> None:
+    """Put a secret into DIR/secret, mode 0600."""
+    write_atomic(directory / SECRET / name, data, 0o600)
+
+
+def read_secret(directory: Path, name: str) -> bytes:
+    """A secret of DIR. Raises: ConfigError when others may read it; EnvironmentFault when it is not there."""
+    path = directory / SECRET / name
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError as cause:
+        raise EnvironmentFault(f"cannot read {path}: {cause.strerror}") from cause
+    with os.fdopen(fd, "rb") as file:
+        mode = stat.S_IMODE(os.fstat(fd).st_mode)
+        if mode & 0o077:
+            raise ConfigError(f"{path} has mode {mode:04o}; a secret has 0600", hint=f"chmod 600 {path}")
+        return file.read()
+
+
+def act_as_owner(directory: Path) -> None:
+    """Become DIR's owner when root runs a command, so that the daemon can still write what the command made."""
+    if os.geteuid() != 0:
+        return
+    owner = directory.stat()
+    if owner.st_uid:
+        os.setgroups([])
+        os.setgid(owner.st_gid)
+        os.setuid(owner.st_uid)
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold DIR's lock, as its one daemon. Raises: ConfigError when another process holds it."""
+    with (directory / _LOCK).open("ab") as file:
+        os.fchmod(file.fileno(), 0o640)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as cause:
+            raise ConfigError(f"{directory} is in use: another process runs there (it holds {_LOCK})") from cause
+        yield
+
+
+def is_running(directory: Path) -> bool:
+    """Does a daemon hold DIR's lock?"""
+    try:
+        with locked(directory):
+            return False
+    except ConfigError:
+        return True
+
+
+def boot_clock_s() -> float:
+    """Seconds since boot, time in suspension included; the one clock that two processes of a machine share."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def boot_id() -> str:
+    """Which boot ``boot_clock_s`` counts from."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
