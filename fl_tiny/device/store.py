@@ -149,10 +149,8 @@ class DeviceStore:
         """Add (features, label) rows; beyond ``limit`` the oldest of the most frequent class goes. Returns how many."""
         added = 0
         with self._transaction() as db:
-            counts = {label: n for label, n in db.execute("SELECT label, count(*) FROM sample GROUP BY label")}
-            seen = {
-                label: n for label, n in db.execute("SELECT substr(key, 6), value FROM meta WHERE key LIKE 'seen:%'")
-            }
+            counts: dict[int, int] = dict(db.execute("SELECT label, count(*) FROM sample GROUP BY label"))
+            seen: dict[str, int] = dict(db.execute("SELECT substr(key, 6), value FROM meta WHERE key LIKE 'seen:%'"))
             total = sum(counts.values())
             for features, label in rows:
                 place = seen.get(str(label), 0)

@@ -252,7 +252,7 @@ class Client:
         link.close("session given up")
 
 
-class _NoAnswer(Exception):  # noqa: N818 - it never leaves this module
+class _NoAnswer(Exception):
     """A handshake that nobody answered, or that was answered with another key."""
 
     def __init__(self, refused: bool = False) -> None:

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a board computes in a round: a client update from its samples, and the choice of its own model. No I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_tiny.device.job import Trained
+from fl_tiny.device.store import HeldHead, Kept, bytes_to_floats
+from fl_tiny.learn import judge
+from fl_tiny.learn.head import HeadSpec
+from fl_tiny.learn.requant import QuantHead, Ranges, activation_ranges, requantise
+from fl_tiny.learn.train import Settings, fit
+from fl_tiny.protocol import signed, update, wire
+from fl_tiny.protocol.session import MIN_CLASSES, MIN_SAMPLES
+
+SEED = 1  # of personal fits: the same samples and head give the same model
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Samples:
+    """A board's samples and the head they train.
+
+    features: (n, in) int8 codes.   labels: (n,) int64.   held: (n,) bool, the samples no update is trained on.
+    """
+
+    manifest: wire.Manifest
+    spec: HeadSpec
+    features: NDArray[np.int8]
+    labels: NDArray[np.int64]
+    held: NDArray[np.bool_]
+
+    @property
+    def can_train(self) -> bool:
+        """Are there samples enough, of classes enough?"""
+        return len(self.labels) >= MIN_SAMPLES and len(np.unique(self.labels)) >= MIN_CLASSES
+
+    def parameters(self, head: HeldHead) -> update.Parameters:
+        """A held head in real units."""
+        scales = wire.decode(wire.Head, signed.payload_of(head.signed)).scales
+        return update.decode_head(update.HeadBody(head.body, scales), self.manifest.shapes)
+
+    def parts(self) -> list[judge.Split]:
+        """The held-out part alone when it is large enough to judge by, else splits that cover all samples."""
+        if int(self.held.sum()) >= judge.HELD_ENOUGH:
+            return [self.held]
+        return judge.splits(self.labels, np.random.default_rng(0))  # the same splits for every candidate
+
+    def quantised(self, head: HeldHead) -> QuantHead:
+        """A held head in int8; its outputs' scales cover the fleet's ranges and those of this board's samples."""
+        parameters, ranges = self.parameters(head), _fleet_ranges(head)
+        if self.can_train:
+            own = activation_ranges(self.spec, parameters, self.features)
+            ranges = own if ranges is None else _union(own, ranges)
+        return requantise(self.spec, parameters, ranges)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Choice:
+    """Which candidate is best. head: what to patch into the file, None: the file in place stays.
+
+    accuracies: of {previous, global, personal} on held-out samples, None each on a board without labels.
+    """
+
+    kept: str
+    fitted: bool
+    head: QuantHead | None
+    accuracies: tuple[float | None, float | None, float | None]
+
+
+def client_update(
+    samples: Samples,
+    base: HeldHead,
+    offer: wire.Offer,
+    residual: tuple[bytes, bytes] | None,
+    rng: np.random.Generator,
+) -> Trained:
+    """Train from the base head on all but the held-out samples, and round the change to codes.
+
+    residual: what earlier rounds left unsaid, and the steps it is in (protocol/update.py).
+    """
+    start = samples.parameters(base)
+    rest = ~samples.held
+    settings = Settings(epochs=offer.train.epochs, batch=offer.train.batch, rate=offer.train.rate)
+    fitted = fit(samples.spec, start, samples.features[rest], samples.labels[rest], settings=settings, rng=rng)
+    change = update.flatten(fitted) - update.flatten(start)
+    shapes = samples.manifest.shapes
+    if residual is not None:
+        carried, steps = residual
+        change += update.decode_residual(carried, update.per_parameter(bytes_to_floats(steps), shapes))
+    codes = update.encode_change(change, update.per_parameter(offer.steps, shapes), rng)
+    metrics = None
+    if samples.held.any():
+        score = judge.judged(samples.spec, samples.quantised(base), samples.features, samples.labels, [samples.held])
+        metrics = wire.Metrics(score.samples, min(float(score.loss), 1e6), float(score.accuracy))
+    spans = activation_ranges(samples.spec, fitted, samples.features[rest])
+    ranges = tuple(float(v) for span in spans for v in span)
+    return Trained(codes.codes, codes.residual, min(int(rest.sum()), offer.max_samples), ranges, metrics)
+
+
+def choose(samples: Samples, head: HeldHead, kept: Kept, settings: Settings) -> Choice:
+    """The best of {previous, global, personal} on held-out samples; a board without labels takes the global head."""
+    if not samples.can_train:
+        return Choice("global", False, samples.quantised(head), (None, None, None))
+    spec, features, labels, parts = samples.spec, samples.features, samples.labels, samples.parts()
+
+    def fixed(of: HeldHead) -> judge.Score:
+        return judge.judged(spec, samples.quantised(of), features, labels, parts)
+
+    def fine_tuned(of: HeldHead) -> judge.Score:
+        rng = np.random.default_rng(SEED)  # candidates differ by their start alone
+        return judge.judged_fit(spec, samples.parameters(of), features, labels, parts, settings=settings, rng=rng)
+
+    scores = {
+        "previous": fine_tuned(kept.start) if kept.fitted else fixed(kept.start),
+        "global": fixed(head),
+        "personal": fine_tuned(head),
+    }
+    best = "previous"
+    for name in ("global", "personal"):
+        if judge.better(scores[name], scores[best]):
+            best = name
+    accuracies = (
+        float(scores["previous"].accuracy),
+        float(scores["global"].accuracy),
+        float(scores["personal"].accuracy),
+    )
+    if best == "previous":
+        return Choice(best, kept.fitted, None, accuracies)
+    if best == "global":
+        return Choice(best, False, samples.quantised(head), accuracies)
+    rng = np.random.default_rng(SEED)
+    fitted = judge.trained(spec, samples.parameters(head), features, labels, settings=settings, rng=rng)
+    return Choice(best, True, fitted, accuracies)
+
+
+def _union(one: Ranges, other: Ranges) -> Ranges:
+    return [(min(a, c), max(b, d)) for (a, b), (c, d) in zip(one, other, strict=True)]
+
+
+def _fleet_ranges(head: HeldHead) -> Ranges | None:
+    ranges = wire.decode(wire.Head, signed.payload_of(head.signed)).ranges
+    return list(zip(ranges[0::2], ranges[1::2], strict=True)) if ranges else None
