@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real gateway, real devices, real DTLS on loopback: rounds, and what kills and refusals do to them."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+import sqlite3
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from .fleet import MODEL, Daemon, Fleet, cli, stop
+
+
+def ledger_is_sound(directory: Path) -> None:
+    """Each accepted update is in exactly one head, and each head's weight is that of its updates (invariant I2)."""
+    with sqlite3.connect(directory / "state.db") as db:
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        heads = dict(db.execute("SELECT number, weight FROM version WHERE number>0"))
+        found = dict(
+            db.execute("SELECT consumed_by, sum(samples) FROM ledger WHERE consumed_by IS NOT NULL GROUP BY consumed_by")
+        )
+        assert heads == found
+        assert not db.execute(
+            "SELECT 1 FROM ledger JOIN round USING(rid) WHERE state='published' AND status=0 AND consumed_by IS NULL"
+        ).fetchone()
+
+
+def test_two_devices_make_three_heads_and_both_keep_a_model(fleet: Fleet) -> None:
+    gateway = fleet.gateway("--rounds", 3, "--clients", 2, "--interval", 0)
+    devices = [fleet.device(f"d{i}", seed=i) for i in range(2)]
+    runs = [fleet.run(d, "--rounds", 3) for d in devices]
+    assert gateway.wait() == 0
+    assert [run.wait() for run in runs] == [0, 0]
+
+    rounds = cli("gateway", "rounds", fleet.gw)
+    assert [(r["number"], r["state"], r["received"]) for r in rounds] == [(n, "published", 2) for n in (1, 2, 3)]
+    assert rounds[2]["loss"] < rounds[0]["loss"]
+    status = cli("gateway", "status", fleet.gw)
+    assert status["round"] == 3 and status["state"] == "stopped" and status["uri"] is None and status["devices"] == 2
+    for row in cli("gateway", "devices", fleet.gw):
+        assert row["state"] == "active" and row["last_round"] == 3 and row["samples"] == 60
+        assert row["last_seen_s"] < 60
+    for run, directory in zip(runs, devices, strict=True):
+        names = [event["event"] for event in run.seen]
+        assert names[0] == "connected" and {"round", "update", "model"} <= set(names)
+        found = cli("device", "status", directory)
+        assert found["rounds"] == 3 and found["samples"] == 60 and set(found["accuracy"]) == {
+            "previous",
+            "global",
+            "personal",
+        }
+        current = (directory / "model/current.tflite").read_bytes()
+        assert len(current) == MODEL.stat().st_size and current != MODEL.read_bytes()
+    ledger_is_sound(fleet.gw)
+
+    out = fleet.root / "fleet.tflite"
+    exported = cli("gateway", "export", fleet.gw, "--out", out)
+    assert exported == {"out": str(out), "round": 3, "sha256": hashlib.sha256(out.read_bytes()).hexdigest()}
+    test = fleet.data("test", 200, 77)
+    before = cli("model", "evaluate", MODEL, "--data", test)["accuracy"]
+    after = cli("model", "evaluate", out, "--data", test)["accuracy"]
+    assert after > before + 0.2, "three rounds on what can be learnt help"
+    labels = cli("predict", devices[0], "--data", test)["labels"]
+    assert np.mean(np.array(labels) == np.load(test)["y"]) > before + 0.2
+
+
+def test_the_same_command_does_nothing_once_its_rounds_are_done(fleet: Fleet) -> None:
+    gateway = fleet.gateway("--rounds", 1, "--interval", 0)
+    run = fleet.run(fleet.device("d"), "--rounds", 1)
+    assert gateway.wait() == 0 and run.wait() == 0
+    started = time.monotonic()
+    assert fleet.gateway("--rounds", 1, "--interval", 0).wait() == 0
+    assert time.monotonic() - started < 10
+    assert len(cli("gateway", "rounds", fleet.gw)) == 1
+
+
+def test_a_device_killed_in_training_does_not_hold_the_round_up(fleet: Fleet) -> None:
+    gateway = fleet.gateway("--rounds", 2, "--clients", 3, "--interval", 0, "--deadline", 120)
+    devices = [fleet.device(f"d{i}", seed=i) for i in range(3)]
+    victim, *others = (fleet.run(d, "--rounds", 2) for d in devices)
+    victim.event("round", state="joined")
+    victim.signal(signal.SIGKILL)
+    assert gateway.wait() == 0
+    assert [run.wait() for run in others] == [0, 0]
+    rounds = cli("gateway", "rounds", fleet.gw)
+    assert [r["received"] for r in rounds] == [2, 2]
+    assert rounds[0]["seconds"] < 30 and rounds[1]["seconds"] < 30
+    ledger_is_sound(fleet.gw)
+    # the killed device comes back, owes nothing, and takes part again
+    gateway = fleet.gateway("--rounds", 3, "--clients", 1, "--interval", 0)
+    back = fleet.run(devices[0], "--rounds", 1)
+    assert gateway.wait() == 0 and back.wait() == 0
+
+
+@pytest.mark.parametrize("moment", ["open", "update"])
+def test_a_gateway_killed_in_a_round_goes_on_with_the_same_command(fleet: Fleet, moment: str) -> None:
+    (fleet.gw / "fl-tiny.toml").write_text("epochs = 20\n")
+    options = ("--rounds", 2, "--clients", 2, "--interval", 0)
+    gateway = fleet.gateway(*options)
+    devices = [fleet.device(f"d{i}", seed=i, samples=400) for i in range(2)]
+    for directory in devices:
+        (directory / "fl-tiny.toml").write_text("lan_timing = true\n")
+    runs = [fleet.run(d, "--rounds", 2) for d in devices]
+    if moment == "open":
+        runs[0].event("round", state="joined")
+    else:
+        gateway.event("update")
+    gateway.signal(signal.SIGKILL)
+    gateway.wait()
+    gateway = fleet.gateway(*options)
+    assert gateway.wait() == 0
+    assert [run.wait() for run in runs] == [0, 0]
+    rounds = cli("gateway", "rounds", fleet.gw)
+    assert [(r["number"], r["state"]) for r in rounds] == [(1, "published"), (2, "published")]
+    acknowledged = sum(e["event"] == "update" and e["status"] in ("accepted", "duplicate") for r in runs for e in r.seen)
+    assert acknowledged == sum(r["received"] for r in rounds)
+    ledger_is_sound(fleet.gw)
+
+
+def test_a_board_without_labels_takes_heads_and_declines_rounds(fleet: Fleet) -> None:
+    fleet.gateway("--interval", 0, "--rounds", 2)
+    worker, idle = fleet.device("worker"), fleet.device("idle", samples=0)
+    silent = fleet.run(idle)
+    silent.event("connected")
+    busy = fleet.run(worker, "--rounds", 2)
+    assert busy.wait() == 0
+    silent.event("model", number=2)
+    assert stop(silent) == 0
+    assert any(e.get("state") == "declined" for e in silent.seen)
+    assert cli("device", "status", idle)["rounds"] == 0
+    exported = fleet.root / "x.tflite"
+    cli("gateway", "export", fleet.gw, "--out", exported)
+    assert (idle / "model/current.tflite").read_bytes() == exported.read_bytes()
+
+
+def test_once_takes_part_in_what_is_open_and_ends(fleet: Fleet) -> None:
+    fleet.gateway("--interval", 0)
+    directory = fleet.device("d")
+    once = fleet.run(directory, "--once")
+    assert once.wait(40) == 0
+    assert cli("device", "status", directory)["rounds"] == 1
+
+
+def test_signals_end_the_daemons_at_once(fleet: Fleet) -> None:
+    gateway = fleet.gateway()
+    device = fleet.run(fleet.device("d", samples=0))
+    device.event("connected")
+    for daemon, number, code in ((device, signal.SIGTERM, 0), (gateway, signal.SIGTERM, 0)):
+        started = time.monotonic()
+        daemon.signal(number)
+        assert daemon.wait(10) == code
+        assert time.monotonic() - started < 2
+    gateway = fleet.gateway()
+    gateway.signal(signal.SIGINT)
+    assert gateway.wait(10) == 130
+
+
+def test_a_training_device_ends_within_two_seconds_of_sigterm(fleet: Fleet) -> None:
+    (fleet.gw / "fl-tiny.toml").write_text("epochs = 100\nbatch = 1\n")
+    fleet.gateway("--interval", 0)
+    device = fleet.run(fleet.device("d", samples=2000))
+    device.event("round", state="joined")
+    time.sleep(0.7)
+    started = time.monotonic()
+    assert stop(device) == 0
+    assert time.monotonic() - started < 2
+
+
+def test_revocation_acts_at_once(fleet: Fleet) -> None:
+    fleet.gateway("--interval", 0, "--rounds", 5)
+    kept, lost = fleet.device("kept"), fleet.device("lost", seed=1)
+    device = fleet.run(lost)
+    device.event("connected")
+    row = cli("gateway", "revoke", fleet.gw, "lost")
+    assert row["state"] == "revoked"
+    assert device.wait(30) == 69
+    assert fleet.run(kept, "--rounds", 5).wait() == 0
+    again: Daemon = fleet.run(lost, "--once")
+    assert again.wait(40) == 69
+    states = {r["name"]: r["state"] for r in cli("gateway", "devices", fleet.gw)}
+    assert states == {"kept": "active", "lost": "revoked"}
+
+
+def test_raw_inputs_stay_out_of_the_devices_directory(fleet: Fleet) -> None:
+    fleet.gateway()
+    directory = fleet.device("d")
+    x = np.load(fleet.root / "d.npz")["x"]
+    stored = b"".join(p.read_bytes() for p in directory.rglob("*") if p.is_file())
+    for row in x[:20]:
+        assert row.tobytes()[:32] not in stored
+    assert cli("samples", "stats", directory)["bytes"] == 60 * cli("samples", "stats", directory)["feature_shape"][-1]
+    gone = cli("samples", "forget", directory, "--all")
+    assert gone["forgotten"] == 60
+    assert cli("samples", "stats", directory)["samples"] == 0

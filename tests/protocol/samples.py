@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One message of each kind, the smallest and the fullest: what the vectors and the tests are made of."""
+
+from __future__ import annotations
+
+from fl_tiny.protocol import wire
+
+DID, RID, SID, H, PK = b"d" * 16, b"r" * 8, b"s" * 8, b"h" * 32, b"p" * 32
+
+MESSAGES = {
+    "enrol-least": wire.Enrol(PK),
+    "enrol-full": wire.Enrol(PK, "kitchen"),
+    "enrolled": wire.Enrolled(DID, b"k" * 32, PK, b"m" * 32),
+    "register": wire.Register(DID, (1,)),
+    "registered": wire.Registered(1, 60_000),
+    "heartbeat": wire.Heartbeat(0, 4_294_967_295),
+    "next-least": wire.Next(0, 0),
+    "next-full": wire.Next(86_400_000, 7, RID),
+    "own-peer": wire.Own("peer", 3),
+    "own-device": wire.Own("active", 3, DID),
+    "manifest-least": wire.Manifest("m", 1, 1, H, 1, 1, ((1, 1),)),
+    "manifest-full": wire.Manifest("watch", 1, 1, H, 21_056, 2, ((32, 192), (32,), (7, 32), (7,)), ("a", "b")),
+    "head-least": wire.Head(H, 0, H, 12_820, (0.0078125,)),
+    "head-full": wire.Head(H, 12, H, 12_820, (0.1, 1e-6), (-1.5, 2.25, 0.0, 6.0)),
+    "offer": wire.Offer(RID, 1, H, 600_000, (0.01, 0.5), wire.Train(4, 16, 0.02), 2000),
+    "answer": wire.Answer(RID, 0),
+    "update-least": wire.Update(RID, DID, H, 1, H, 1),
+    "update-full": wire.Update(RID, DID, H, 65_535, H, 262_144, wire.Metrics(50, 0.25, 1.0), (-3.0, 3.5)),
+    "receipt": wire.Receipt(RID, 0, H, 200),
+    "held": wire.Held(SID, 12_810, b"\xff\x0f"),
+}

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gateway's round: when it closes, whom it waits for, and what it refuses."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fl_tiny.errors import OutOfTurn
+from fl_tiny.protocol.rounds import (
+    GRACE_S,
+    Abort,
+    Answered,
+    Came,
+    Delivered,
+    Opened,
+    Publish,
+    Refuse,
+    Revoked,
+    Rounds,
+    RoundSettings,
+    State,
+    Submitting,
+    Take,
+    restored,
+)
+from fl_tiny.protocol.wire import Code, Said
+
+RID, OTHER = b"r" * 8, b"o" * 8
+A, B, C, D = (bytes([n]) * 16 for n in range(4))
+DEADLINE_S = 600.0
+
+
+def opened(*online: bytes, clients: int | None = None, quorum: float = 0.6, active: int | None = None) -> Rounds:
+    rounds = Rounds(RoundSettings(clients, quorum, DEADLINE_S))
+    rounds.handle(Opened(RID, 1, frozenset(online), active or len(online), DEADLINE_S), 0.0)
+    return rounds
+
+
+def join(rounds: Rounds, *dids: bytes, now: float = 1.0) -> None:
+    for did in dids:
+        assert rounds.handle(Answered(did, RID, Said.JOIN), now) == [Take()]
+
+
+def kinds(actions: list[object]) -> list[type]:
+    return [type(action) for action in actions]
+
+
+def test_a_round_closes_as_soon_as_everyone_has_delivered() -> None:
+    rounds = opened(A, B)
+    join(rounds, A, B)
+    assert kinds(rounds.handle(Delivered(A), 2.0)) == [Take]
+    assert rounds.state is State.COLLECTING
+    assert kinds(rounds.handle(Delivered(B), 3.0)) == [Take, Publish]
+    assert rounds.state is State.IDLE
+
+
+def test_a_dead_device_costs_a_round_its_own_length_again_and_no_more() -> None:
+    rounds = opened(A, B, C)
+    join(rounds, A, B, C)
+    rounds.handle(Delivered(A), 20.0)
+    rounds.handle(Delivered(B), 30.0)  # two of three are a quorum of .6
+    assert rounds.deadline() == 60.0
+    assert rounds.tick(59.0) == []
+    assert rounds.tick(60.0) == [Publish(frozenset({C}))]
+
+
+def test_a_quick_round_still_waits_a_little_for_stragglers() -> None:
+    rounds = opened(A, B, C)
+    join(rounds, A, B, C)
+    rounds.handle(Delivered(A), 1.0)
+    rounds.handle(Delivered(B), 1.0)
+    assert rounds.deadline() == 1.0 + GRACE_S
+    assert kinds(rounds.handle(Delivered(C), 1.5)) == [Take, Publish]
+
+
+def test_below_the_quorum_the_deadline_publishes_what_has_come() -> None:
+    rounds = opened(A, B, C, D)
+    join(rounds, A, B, C, D)
+    rounds.handle(Delivered(A), 5.0)
+    assert rounds.tick(DEADLINE_S - 1) == []
+    assert kinds(rounds.tick(DEADLINE_S)) == [Publish]
+
+
+def test_without_any_update_the_deadline_aborts() -> None:
+    rounds = opened(A)
+    join(rounds, A)
+    assert kinds(rounds.tick(DEADLINE_S)) == [Abort]
+
+
+def test_a_fleet_that_declines_is_not_waited_for() -> None:
+    rounds = opened(A, B)
+    assert kinds(rounds.handle(Answered(A, RID, Said.TOO_FEW_SAMPLES), 1.0)) == [Take]
+    assert kinds(rounds.handle(Answered(B, RID, Said.TOO_FEW_SAMPLES), 1.0)) == [Take, Abort]
+
+
+def test_a_decline_lowers_the_target() -> None:
+    rounds = opened(A, B, clients=2)
+    join(rounds, A)
+    rounds.handle(Delivered(A), 2.0)
+    assert kinds(rounds.handle(Answered(B, RID, Said.TOO_FEW_SAMPLES), 3.0)) == [Take, Publish]
+
+
+def test_a_newcomer_is_waited_for_by_default() -> None:
+    rounds = opened(A)
+    join(rounds, A)
+    rounds.handle(Came(B), 1.0)
+    assert kinds(rounds.handle(Delivered(A), 2.0)) == [Take]
+    join(rounds, B)
+    assert kinds(rounds.handle(Delivered(B), 3.0)) == [Take, Publish]
+
+
+def test_no_more_devices_join_than_clients_are_wanted() -> None:
+    rounds = opened(A, B, C, clients=2)
+    join(rounds, A, B)
+    assert not rounds.invites(C)
+    (refusal,) = rounds.handle(Answered(C, RID, Said.JOIN), 2.0)
+    assert isinstance(refusal, Refuse) and refusal.code is Code.PHASE
+
+
+def test_a_revoked_device_is_neither_counted_nor_waited_for() -> None:
+    rounds = opened(A, B)
+    join(rounds, A, B)
+    rounds.handle(Delivered(A), 2.0)
+    assert kinds(rounds.handle(Revoked(B), 3.0)) == [Publish]
+
+
+@pytest.mark.parametrize(
+    ("event", "code"),
+    [
+        (Answered(A, OTHER, Said.JOIN), Code.LATE),
+        (Submitting(A, OTHER), Code.LATE),
+        (Submitting(B, RID), Code.PHASE),
+    ],
+)
+def test_a_message_that_does_not_fit_is_refused_and_changes_nothing(event: Answered | Submitting, code: Code) -> None:
+    rounds = opened(A, B)
+    join(rounds, A)
+    before = rounds.deadline()
+    (refusal,) = rounds.handle(event, 2.0)
+    assert isinstance(refusal, Refuse) and refusal.code is code
+    assert rounds.deadline() == before and rounds.state is State.OPEN
+
+
+def test_an_idle_gateway_refuses_what_belongs_to_a_round() -> None:
+    rounds = Rounds(RoundSettings())
+    for event in (Answered(A, RID, Said.JOIN), Submitting(A, RID)):
+        (refusal,) = rounds.handle(event, 1.0)
+        assert isinstance(refusal, Refuse)
+    with pytest.raises(OutOfTurn):
+        rounds.handle(Delivered(A), 1.0)
+
+
+def test_opening_twice_is_our_own_fault() -> None:
+    rounds = opened(A)
+    with pytest.raises(OutOfTurn):
+        rounds.handle(Opened(OTHER, 2, frozenset({B}), 1, 1.0), 2.0)
+    assert rounds.rid == RID
+
+
+def test_a_restart_goes_on_where_the_store_was() -> None:
+    again = restored(
+        RoundSettings(None, 0.6, DEADLINE_S),
+        Opened(RID, 1, frozenset({A, B}), 2, 60.0),
+        [(A, Said.JOIN), (B, Said.JOIN)],
+        100.0,
+    )
+    assert not again.invites(A)
+    again.handle(Delivered(A), 101.0)
+    assert kinds(again.handle(Delivered(B), 102.0)) == [Take, Publish]
+
+
+def test_idle_devices_are_asked_back_when_the_next_round_opens() -> None:
+    rounds = Rounds(RoundSettings())
+    assert rounds.poll_s(A, 0.0, 3600.0) == 60.0
+    assert rounds.poll_s(A, 0.0, 12.0) == 12.0
+    assert rounds.poll_s(A, 0.0, -5.0) == 0.2
+
+
+EVENT = st.one_of(
+    st.builds(Came, st.sampled_from([A, B, C, D])),
+    st.builds(Answered, st.sampled_from([A, B, C, D]), st.sampled_from([RID, OTHER]), st.sampled_from(list(Said))),
+    st.builds(Submitting, st.sampled_from([A, B, C, D]), st.sampled_from([RID, OTHER])),
+    st.builds(Revoked, st.sampled_from([A, B, C, D])),
+)
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(st.tuples(EVENT, st.floats(0, 30)), max_size=25), st.sampled_from([None, 1, 2, 3]), st.floats(0.1, 1.0)
+)
+def test_whatever_peers_send_a_round_ends_by_its_deadline(
+    events: list[tuple[object, float]], clients: int | None, quorum: float
+) -> None:
+    rounds = opened(A, B, clients=clients, quorum=quorum, active=4)
+    now, ends = 0.0, []
+    for event, wait in events:
+        now += wait
+        ends += [a for a in rounds.tick(now) if isinstance(a, Publish | Abort)]
+        actions = rounds.handle(event, now)  # type: ignore[arg-type]
+        ends += [a for a in actions if isinstance(a, Publish | Abort)]
+        if isinstance(event, Submitting) and actions[:1] == [Take()] and rounds.rid is not None:
+            ends += [a for a in rounds.handle(Delivered(event.did), now) if isinstance(a, Publish | Abort)]
+    if rounds.rid is not None:
+        deadline = rounds.deadline()
+        assert deadline is not None and deadline <= DEADLINE_S
+        ends += rounds.tick(DEADLINE_S)
+    assert len(ends) == 1
+    assert rounds.rid is None

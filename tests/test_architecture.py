@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Imports point down, the core is pure, a foreign thing has one home, and every module says its one sentence."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "fl_tiny"
+MODULES = sorted(ROOT.rglob("*.py"))
+LEVEL = {  # docs/architecture.md, "Who may import whom": a module imports from its own folder or from lower levels
+    "cli": 5,
+    "lab": 4,
+    "device": 3,
+    "gateway": 3,
+    "config": 2,
+    "statedir": 2,
+    "files": 2,
+    "net": 2,
+    "protocol": 1,
+    "learn": 1,
+    "errors": 0,
+}
+PURE = {  # what learn/ and protocol/ may import besides ours: no I/O, clock, thread, environment or log
+    "__future__", "abc", "array", "base64", "collections", "contextlib", "dataclasses", "enum", "functools",
+    "hashlib", "itertools", "math", "operator", "re", "struct", "sys", "typing", "numpy",
+}  # fmt: skip
+HOME = {  # one foreign thing, one module
+    "aiocoap": {"net/transport.py"},
+    "ctypes": {"net/openssl.py", "net/dtls.py"},  # declared in the one, driven in the other
+    "cbor2": {"protocol/cbor.py"},
+    "nacl": {"protocol/signed.py"},
+    "sqlite3": {"device/store.py", "gateway/store.py"},
+    "tflite_runtime": {"device/backbone.py"},
+    "ai_edge_litert": {"device/backbone.py"},
+    "starlette": {"gateway/web.py"},
+    "uvicorn": {"gateway/web.py"},
+    "segno": {"cli/gateway.py"},
+}
+STARTS_PROCESSES = {"device/agent.py", "device/isolated.py"}  # and lab/
+IDLE = ("fl_tiny.device.agent", "fl_tiny.net.coap", "fl_tiny.protocol.wire", "fl_tiny.protocol.session")
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def imports(path: Path) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert node.module is not None
+            if node.module == "fl_tiny":
+                found += [f"fl_tiny.{alias.name}" for alias in node.names]
+            else:
+                found.append(node.module)
+    return found
+
+
+def layer(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else ""
+
+
+modules = pytest.mark.parametrize("path", MODULES, ids=map(name_of, MODULES))
+
+
+@modules
+def test_imports_only_point_down(path: Path) -> None:
+    mine = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    if mine in ("__init__", "__main__"):
+        return
+    for module in imports(path):
+        theirs = layer(module)
+        if not module.startswith("fl_tiny") or theirs in (mine, "__version__", ""):
+            continue
+        allowed = LEVEL[theirs] < LEVEL[mine] or (mine, theirs) in {("protocol", "learn"), ("statedir", "files")}
+        assert allowed, f"{name_of(path)} imports {module}"
+
+
+@modules
+def test_the_core_does_no_io(path: Path) -> None:
+    if path.relative_to(ROOT).parts[0] not in ("learn", "protocol"):
+        return
+    for module in imports(path):
+        top = module.split(".")[0]
+        assert top in PURE or top == "fl_tiny" or name_of(path) in HOME.get(top, set()), f"{name_of(path)}: {module}"
+    calls = {n.func.id for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+    assert not calls & {"open", "print", "input", "exec", "eval"}
+
+
+@modules
+def test_a_foreign_thing_has_one_home(path: Path) -> None:
+    for module in imports(path):
+        home = HOME.get(module.split(".")[0])
+        assert home is None or name_of(path) in home, f"{name_of(path)} imports {module}"
+
+
+@modules
+def test_processes_are_started_in_few_places(path: Path) -> None:
+    text = path.read_text()
+    if "subprocess" in text:
+        assert name_of(path) in STARTS_PROCESSES or path.relative_to(ROOT).parts[0] == "lab"
+
+
+@modules
+def test_a_module_says_its_one_sentence_and_stays_small(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    first = (ast.get_docstring(tree) or "").split("\n")[0]
+    assert path.name == "__main__.py" or first.endswith((".", ":")), f"{name_of(path)}: {first!r}"
+    assert path.read_text().startswith("# SPDX-License-Identifier: Apache-2.0\n")
+    assert len(path.read_text().split("\n")) <= 450, "a module is one idea; 400 lines are the aim"
+
+
+def test_no_cycle() -> None:
+    graph = {
+        "fl_tiny." + name_of(p).removesuffix(".py").replace("/", "."): [m for m in imports(p) if m.startswith("fl_tiny.")]
+        for p in MODULES
+    }
+    done: set[str] = set()
+
+    def visit(module: str, above: tuple[str, ...]) -> None:
+        assert module not in above, " -> ".join((*above, module))
+        if module not in done:
+            for below in graph.get(module, []):
+                visit(below, (*above, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+@pytest.mark.parametrize("module", IDLE)
+def test_an_idle_daemon_loads_neither_numpy_nor_a_runtime(module: str) -> None:
+    code = f"import sys, {module}; print([m for m in sys.modules if m.split('.')[0] in ('numpy', 'tflite_runtime')])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
+    assert found.stdout.strip() == "[]"
+
+
+def test_no_wall_clock_decides_anything() -> None:
+    for path in MODULES:
+        for word in ("time.time()", "datetime", "localtime", "gmtime"):
+            assert word not in path.read_text(), f"{name_of(path)} reads the wall clock: {word}"
