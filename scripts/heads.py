@@ -3,6 +3,7 @@
 
 The trainer here is a yardstick that says whether a fixture is fit for its purpose; it is not fl_tiny.learn and
 imports nothing of it, so that a fault there cannot shape the data it is tested on.
+TensorFlow and tflite-runtime in one process may share kernels, so what 2.14 alone loads is for the tests to say.
 Needs: tensorflow-cpu 2.15.1, tflite-runtime 2.14.0, numpy < 2.
 """
 
