@@ -15,6 +15,8 @@ from fl_tiny.net.sessions import Association, Limits
 from fl_tiny.net.udp import bound_socket, split_address
 
 PAYLOAD_BYTES = 4096  # largest request body a server takes
+HANDLERS = 512  # requests being handled at a time; more are told to come back
+BUSY_S = 5
 HANDLERS_S = 2.0  # for what is being handled when the server closes
 
 
@@ -144,6 +146,8 @@ class Server:
 
     async def _answer(self, received: Any) -> Any:
         refused = refusal(received, self._payload_bytes)
+        if refused is None and len(self._running) >= HANDLERS:
+            refused = Response("5.03", max_age=BUSY_S)
         if refused is not None:
             return from_response(refused, self._timing)
         session: ServerSession = received.remote.session

@@ -169,7 +169,7 @@ class Table:
     def send(self, who: Association, message: bytes) -> list[Event]:
         """Protect one message. Nothing, when the association has ended."""
         who.session.send(message)
-        return self._sent(who)
+        return [*self._sent(who), *self._delivered(who, [])]
 
     def close(self, who: Association, why: str) -> list[Event]:
         """End an association and tell the peer."""
@@ -204,6 +204,9 @@ class Table:
                 again = who.session.retransmit()
                 who.retransmit_at = now + (who.session.retransmit_s if again else _EARLY_S)
                 events += self._sent(who)
+                if who.session.ended:
+                    self._forget(who)
+                    events.append(Failed(who.session.identity, wrong_key=False))
         while self._live:
             who = next(iter(self._live.values()))
             if now < who.heard + self.limits.idle_s:

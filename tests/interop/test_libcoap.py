@@ -108,9 +108,9 @@ def test_a_wrong_key_or_identity_and_plain_coap_get_nothing(build: str) -> None:
         async with gateway() as server:
             url = f"coaps://127.0.0.1:{server.port}/.well-known/core"
             outputs = await asyncio.gather(
-                ask(build, url, key=KEY[::-1]),
-                ask(build, url, user="peer:nobody"),
-                ask(build, url.replace("coaps", "coap"), seconds=3),
+                ask(build, url, key=KEY[::-1], seconds=2),
+                ask(build, url, user="peer:nobody", seconds=2),
+                ask(build, url.replace("coaps", "coap"), seconds=2),
             )
             assert not any(b"fl.head" in out for out in outputs)
             assert server.counters.handshakes_ok == 0 and server.sessions == 0

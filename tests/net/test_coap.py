@@ -285,6 +285,7 @@ def test_a_thousand_lone_hellos_leave_nothing_on_the_socket() -> None:
     run(test())
 
 
+@pytest.mark.slow
 def test_five_thousand_requests_leave_memory_and_tables_as_they_were() -> None:
     async def test() -> None:
         async with gateway() as server, device(server) as client:
@@ -369,6 +370,7 @@ def test_a_repeated_request_is_answered_again_without_asking_the_handler_twice()
     run(test())
 
 
+@pytest.mark.slow
 def test_a_request_survives_kill_9_of_its_gateway() -> None:
     async def test() -> None:
         gateway = Path(__file__).with_name("gateway.py")

@@ -139,7 +139,15 @@ def test_a_lost_flight_is_sent_again() -> None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert device.retransmit_s == pytest.approx(0.1)  # doubled
-    assert isinstance(converse(server, device)[-1], Opened)
+    began, events = time.monotonic(), converse(server, device)
+    while not any(isinstance(e, Opened) for e in events):
+        # OpenSSL 3.5 numbers the server's first flight from 1 whatever the hello's number was; after a repeated hello
+        # it looks like a replay, and only the server's retransmission after a second gets through.
+        assert time.monotonic() < began + 3
+        time.sleep(0.05)
+        for data in sent(server.tick(time.monotonic() - began)):
+            device.receive(data)
+        events = converse(server, device)
 
 
 def test_a_lost_last_flight_of_the_server_is_recovered() -> None:
