@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import os
@@ -101,6 +102,7 @@ class Agent:
 
     async def _serve(self, link: Link, *, once: bool, rounds: int | None) -> None:
         started = time.monotonic()
+        await self._rejoin(link)
         if self._session.state is session.State.SENDING:
             await self._deliver(link, again=True)
         while True:
@@ -116,6 +118,18 @@ class Agent:
             if idle and (done or (once and self._once_over(told, started))):
                 return
             await self._listen(link, told.poll_ms / 1000)
+
+    async def _rejoin(self, link: Link) -> None:
+        """Registering left the round we are in, if it is still open: say again that we take part."""
+        owed = self._store.journal()
+        if self._session.state is session.State.SENDING and owed is not None:
+            rid = wire.decode(wire.Update, signed.payload_of(owed.signed)).rid
+        elif self._session.state is session.State.TRAINING and self._offer is not None:
+            rid = self._offer.rid
+        else:
+            return
+        with contextlib.suppress(RemoteError):  # the round is over: the upload's own answer says what counts
+            await link.answer(rid, wire.Said.JOIN)
 
     async def _beat(self, link: Link) -> wire.Next:
         return await link.heartbeat(self._store.head().version, self._store.sample_stats()[0])

@@ -13,6 +13,7 @@ from fl_tiny.protocol import problem, signed, wire
 
 CBOR, COSE, OCTETS = 60, 18, 42
 MODEL_LIMIT = 64 << 20
+SIGNED_LIMIT = 4096  # bytes of a signed message
 UPLOAD_TRIES = 5
 
 
@@ -82,7 +83,8 @@ class Link:
     async def model(self, model_pk: bytes) -> tuple[wire.Head, Fetched]:
         """The model of the fleet, by the manifest that the model key signed. The head returned only names it."""
         head = wire.decode(wire.Head, signed.payload_of((await self._ask("GET", ("m",))).payload))
-        message = (await self._ask("GET", ("m", wire.name_of(head.manifest), "s"))).payload
+        path = ("m", wire.name_of(head.manifest), "s")  # with many labels it is longer than one block
+        message = await self._client.fetch(path, size_limit=SIGNED_LIMIT)
         payload = signed.verify(message, model_pk)
         if hashlib.sha256(payload).digest() != head.manifest:
             raise RemoteError("the head names another manifest", code=wire.Code.CONFLICT)

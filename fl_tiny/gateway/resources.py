@@ -124,7 +124,7 @@ class Resources:
             raise RemoteError(f"this gateway speaks version {wire.VERSION}", code=Code.VERSION)
         if device.state == "pending":
             self._store.activate(device.did)
-        told = self._gateway.saw(device)
+        told = self._gateway.registered(device)
         return Response("2.04", wire.encode(wire.Registered(wire.VERSION, told.poll_ms)), CBOR)
 
     def _heartbeat(self, request: Request, device: Device) -> Response:

@@ -23,6 +23,7 @@ from fl_tiny.protocol.rounds import (
     Came,
     Delivered,
     Event,
+    Lost,
     Opened,
     Publish,
     Refuse,
@@ -42,6 +43,9 @@ ONLINE_S = 200.0  # three idle heartbeats and a little
 SETTLE_S = 2.0  # a round waits this long behind the last newcomer, so that a fleet that starts together is together
 SETTLE_LIMIT_S = 10.0
 GATHER_S = 30.0  # a run's first round waits so long for `clients` devices
+LOST_S = 15.0  # behind the heartbeat that was due: a stale session (8 s) and a handshake fit into it
+RETURN_S = 60.0  # what devices in a round get to find a gateway that was restarted
+OVERDUE_S = 3.0  # a heartbeat may come that late in a fleet that is all right
 RETRY_S = 10.0  # the least pause behind a round that came to nothing
 SAVE_EVERY_S = 5.0
 FETCH_WAIT_S = 30.0  # how long the last round's participants may take to fetch the head before the gateway ends
@@ -84,6 +88,7 @@ class Gateway:
         self._seed = seed
         self._boot = boot_id()
         self._dirty: set[bytes] = set()
+        self._due: dict[bytes, float] = {}  # when each device should speak next
         self._wake = asyncio.Event()
         self._next_open = 0.0
         self._opened_at = 0.0
@@ -94,19 +99,28 @@ class Gateway:
 
     # ---- what requests ask and change -------------------------------------------------------------------------
 
+    def registered(self, device: Device) -> wire.Next:
+        """A device has come, perhaps anew after a crash."""
+        now = time.monotonic()
+        known = self.presence.get(device.did)
+        since = known.since if known and now - known.seen <= ONLINE_S and not known.silent else now
+        self.presence[device.did] = Presence(now, since, device.samples or 0, device.head or 0)
+        self.handle(Came(device.did))
+        return self.saw(device)
+
     def saw(self, device: Device, samples: int | None = None, head: int | None = None) -> wire.Next:
         """A device has spoken: note it, and say what it should do next."""
         now = time.monotonic()
-        known = self.presence.get(device.did)
-        if known is None or now - known.seen > ONLINE_S or known.silent:
-            known = self.presence[device.did] = Presence(now, now, device.samples or 0, device.head or 0)
-            self.handle(Came(device.did))
+        known = self.presence.setdefault(device.did, Presence(now, now, device.samples or 0, device.head or 0))
+        if now - known.seen > ONLINE_S or known.silent:
+            known.since, known.silent = now, False
         known.seen = now
         known.samples = known.samples if samples is None else samples
         known.head = known.head if head is None else head
         self._dirty.add(device.did)
         self._wake.set()
         poll_s = self.rounds.poll_s(device.did, now, self._next_open - now)
+        self._due[device.did] = now + poll_s
         invited = self.rounds.rid if self.rounds.invites(device.did) else None
         return wire.Next(round(poll_s * 1000), self.head.number, invited)
 
@@ -167,6 +181,7 @@ class Gateway:
         while total is None or self.head.number < total:
             now = time.monotonic()
             self.drop_revoked()
+            self._write_off(now)
             if self.rounds.rid is None and self._may_open(now):
                 self._open(now)
             self._close(self.rounds.tick(now))
@@ -195,6 +210,13 @@ class Gateway:
             await asyncio.wait_for(self._wake.wait(), max(min(ends) - now, 0.01))
         except asyncio.TimeoutError:
             return
+
+    def _write_off(self, now: float) -> None:
+        """Stop waiting for devices that joined the round and have missed their heartbeat by far."""
+        for did in self.rounds.waited_for():
+            if now > self._due.get(did, now) + LOST_S:
+                log.info("device lost device=%s", did.hex()[:8])
+                self.handle(Lost(did))
 
     def _may_open(self, now: float) -> bool:
         here = [self.presence[did] for did in self.online(now)]
@@ -275,6 +297,7 @@ class Gateway:
         self._opened_at = now - max(0.0, self.settings.deadline_s - opened.left_s)
         answers = self.store.answers(opened.rid)
         joined = frozenset(did for did, said in answers if said == wire.Said.JOIN)
+        self._due = {did: now + RETURN_S - LOST_S for did in joined}
         event = Opened(opened.rid, opened.number, joined, self._active(), left_s)
         rounds = restored(self.settings, event, answers, now)
         self._sum = self._summed(opened.rid)
@@ -304,13 +327,14 @@ class Gateway:
             self._dirty.clear()
 
     async def _wait_for_fetches(self, total: int) -> None:
-        """Give the devices that took part in the last round the time to fetch its head."""
+        """Give who took part in the last round, and who is here besides, the time to fetch its head."""
         end = time.monotonic() + FETCH_WAIT_S
+        heads = {d.did: d.head or 0 for d in self.store.devices()}
         took_part = {d.did for d in self.store.devices() if d.last_round == self.head.number and d.state == "active"}
-        while time.monotonic() < end:
-            heads = {d.did: d.head or 0 for d in self.store.devices()}
+        while (now := time.monotonic()) < end:
+            here = {did for did in self.presence if now <= self._due.get(did, 0.0) + OVERDUE_S}
             heads.update({did: p.head for did, p in self.presence.items()})
-            if all(heads.get(did, 0) >= total for did in took_part):
+            if all(heads.get(did, 0) >= total for did in took_part | here):
                 return
             await asyncio.sleep(0.1)
 

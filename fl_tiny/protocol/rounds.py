@@ -54,7 +54,7 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Came:
-    """A device came online while a round is open."""
+    """A device came online, perhaps anew after a crash: what it had joined before, it must join again."""
 
     did: bytes
 
@@ -84,13 +84,20 @@ class Delivered:
 
 
 @dataclass(frozen=True, slots=True)
+class Lost:
+    """A device that joined has not spoken for long: do not wait for it, but take its update if it comes."""
+
+    did: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Revoked:
     """The operator took a device out."""
 
     did: bytes
 
 
-Event = Opened | Came | Answered | Submitting | Delivered | Revoked
+Event = Opened | Came | Answered | Submitting | Delivered | Lost | Revoked
 
 # ---- actions ------------------------------------------------------------------------------------------------
 
@@ -137,6 +144,7 @@ class _Round:
     joined: set[bytes] = field(default_factory=set)
     declined: set[bytes] = field(default_factory=set)
     delivered: set[bytes] = field(default_factory=set)
+    lost: set[bytes] = field(default_factory=set)
     quorum_at: float | None = None
 
 
@@ -194,6 +202,11 @@ class Rounds:
         r = self._round
         return r is not None and did not in r.joined | r.declined and self._has_place(r)
 
+    def waited_for(self) -> frozenset[bytes]:
+        """Devices that have joined the open round and not delivered yet."""
+        r = self._round
+        return frozenset(r.joined - r.delivered - r.lost) if r else frozenset()
+
     def poll_s(self, did: bytes, now: float, next_open_s: float) -> float:
         """When ``did`` should send its next heartbeat, in seconds from now. next_open_s: until the next round."""
         r = self._round
@@ -214,8 +227,12 @@ class Rounds:
         return []
 
     def _came(self, event: Came, _now: float) -> list[Action]:
-        if self._round is not None:
-            self._round.expected.add(event.did)
+        r = self._round
+        if r is not None:
+            r.expected.add(event.did)
+            r.lost.discard(event.did)
+            if event.did not in r.delivered:
+                r.joined.discard(event.did)
         return []
 
     def _answered(self, event: Answered, _now: float) -> list[Action]:
@@ -229,6 +246,7 @@ class Rounds:
                 return [Refuse(Code.PHASE, "this round has enough devices")]
             r.joined.add(event.did)
             r.declined.discard(event.did)
+            r.lost.discard(event.did)
             return [Take()]
         if event.did in r.delivered:
             return [Refuse(Code.PHASE, "an update of this device is in the ledger")]
@@ -250,24 +268,31 @@ class Rounds:
             raise OutOfTurn("an update was delivered to no round")
         r.joined.add(event.did)
         r.delivered.add(event.did)
+        r.lost.discard(event.did)
         if r.quorum_at is None and len(r.delivered) >= self._need(r):
             r.quorum_at = now
         return [Take()]
 
+    def _lost(self, event: Lost, _now: float) -> list[Action]:
+        if self._round is not None and event.did not in self._round.delivered:
+            self._round.lost.add(event.did)
+        return []
+
     def _revoked(self, event: Revoked, _now: float) -> list[Action]:
-        if self._round is not None:
-            for group in (self._round.expected, self._round.joined, self._round.delivered):
+        r = self._round
+        if r is not None:
+            for group in (r.expected, r.joined, r.delivered, r.lost):
                 group.discard(event.did)
-            self._round.active -= 1
+            r.active -= 1
         return []
 
     # ---- arithmetic -----------------------------------------------------------------------------------------
 
     def _target(self, r: _Round) -> int:
-        """Updates wanted. A decline lowers it: a fleet that has nothing to learn must not wait."""
+        """Updates wanted. Who declines or is lost lowers it: neither a converged fleet nor a dead board is waited for."""
         if self.settings.clients is None:
-            return max(1, len((r.expected | r.joined) - r.declined))
-        return max(1, min(self.settings.clients, r.active - len(r.declined)))
+            return max(1, len((r.expected | r.joined) - r.declined - r.lost))
+        return max(1, min(self.settings.clients, r.active - len(r.declined | r.lost)))
 
     def _need(self, r: _Round) -> int:
         return math.ceil(self.settings.quorum * self._target(r) - 1e-9)
@@ -282,13 +307,14 @@ class Rounds:
 
     def _verdict(self, r: _Round, now: float) -> Publish | Abort | None:
         silent = frozenset((r.expected | r.joined) - r.declined - r.delivered)
+        waiting = silent - r.lost
         if r.delivered:
             if len(r.delivered) >= self._need(r) and r.quorum_at is None:
                 r.quorum_at = now  # a decline or a revocation lowered the target
-            complete = len(r.delivered) >= self._target(r) and r.joined <= r.delivered
+            complete = len(r.delivered) >= self._target(r) and r.joined <= r.delivered | r.lost
             waited = r.quorum_at is not None and now >= self._grace_end(r)
             return Publish(silent) if complete or waited or now >= r.deadline else None
-        if not silent and (self.settings.clients is None or r.active <= len(r.declined)):
+        if not waiting and (self.settings.clients is None or r.active <= len(r.declined | r.lost)):
             return Abort("every device declined" if r.declined else "no device takes part", silent)
         return Abort("no update came before the deadline", silent) if now >= r.deadline else None
 
@@ -298,6 +324,7 @@ HANDLE: dict[type, Callable[..., list[Action]]] = {
     Answered: Rounds._answered,
     Submitting: Rounds._submitting,
     Delivered: Rounds._delivered,
+    Lost: Rounds._lost,
     Revoked: Rounds._revoked,
 }
 

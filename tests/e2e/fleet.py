@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import numpy as np
 
-MODEL = Path(__file__).parents[1] / "models/silabs/tflite_micro_magic_wand.tflite"
+MODEL = Path(__file__).parents[1] / "models/bench/head_224-16-4.tflite"
 PATIENCE_S = 60.0
 COMMAND = [sys.executable, "-m", "fl_tiny"]
 

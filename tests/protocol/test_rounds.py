@@ -14,6 +14,7 @@ from fl_tiny.protocol.rounds import (
     Answered,
     Came,
     Delivered,
+    Lost,
     Opened,
     Publish,
     Refuse,
@@ -64,6 +65,25 @@ def test_a_dead_device_costs_a_round_its_own_length_again_and_no_more() -> None:
     assert rounds.deadline() == 60.0
     assert rounds.tick(59.0) == []
     assert rounds.tick(60.0) == [Publish(frozenset({C}))]
+
+
+def test_a_device_that_was_lost_is_not_waited_for_but_its_update_is_taken() -> None:
+    rounds = opened(A, B, clients=2)
+    join(rounds, A, B)
+    assert rounds.waited_for() == {A, B}
+    rounds.handle(Lost(B), 5.0)
+    assert kinds(rounds.handle(Submitting(B, RID), 6.0)) == [Take]
+    assert kinds(rounds.handle(Delivered(A), 7.0)) == [Take, Publish]
+
+
+def test_a_device_that_came_back_after_a_crash_is_asked_again() -> None:
+    rounds = opened(A, B)
+    join(rounds, A, B)
+    rounds.handle(Came(A), 2.0)
+    assert rounds.invites(A)
+    join(rounds, A)
+    rounds.handle(Delivered(A), 3.0)
+    assert kinds(rounds.handle(Delivered(B), 3.0)) == [Take, Publish]
 
 
 def test_a_quick_round_still_waits_a_little_for_stragglers() -> None:
@@ -183,6 +203,7 @@ EVENT = st.one_of(
     st.builds(Answered, st.sampled_from([A, B, C, D]), st.sampled_from([RID, OTHER]), st.sampled_from(list(Said))),
     st.builds(Submitting, st.sampled_from([A, B, C, D]), st.sampled_from([RID, OTHER])),
     st.builds(Revoked, st.sampled_from([A, B, C, D])),
+    st.builds(Lost, st.sampled_from([A, B, C, D])),
 )
 
 
