@@ -121,7 +121,7 @@ class Context:
         """A new client session; its ClientHello waits in ``take``."""
         session = Session(self)
         self.calls.SSL_set_connect_state(session.pointer)
-        session.receive(b"")
+        session.advance()
         return session
 
     def renew_secret(self, secret: bytes) -> None:
@@ -144,7 +144,7 @@ class Context:
         if outcome < 0:
             session.close()
             return [], None
-        session.receive(b"")
+        session.advance()
         return [], session
 
     def close(self) -> None:
@@ -215,15 +215,36 @@ class Session:
             calls.BIO_ctrl(self._rbio, openssl.BIO_CTRL_RESET, 0, None)
         return outcome
 
-    def receive(self, datagram: bytes) -> list[bytes]:
-        """Plaintext of one datagram, a message a record. Afterwards see ``established``, ``ended`` and ``take``."""
+    def advance(self) -> bool:
+        """Take the handshake as far as what was received allows; whether it is complete."""
         if self.pointer is None or self.ended:
-            return []
-        if datagram:
-            self.context.calls.BIO_write(self._rbio, datagram, len(datagram))
-        if not self.established and not self._advance():
-            return []
-        return self._read()
+            return False
+        outcome = self._call(self.context.calls.SSL_do_handshake)
+        if outcome != 1:
+            self._check(outcome)
+            return False
+        if self.pointer is None:
+            return False
+        extended = self.context.calls.SSL_ctrl(self.pointer, openssl.SSL_CTRL_GET_EXTMS_SUPPORT, 0, None)
+        if extended != 1 and self.context.needs_extended_master_secret:
+            self.ended = "no extended master secret"
+            return False
+        self.established = True
+        return True
+
+    def receive(self, datagram: bytes) -> list[bytes]:
+        """Plaintext of one datagram, a message a record. Afterwards see ``established``, ``ended`` and ``take``.
+
+        OpenSSL gets the records one by one: 3.0 leaves unread what follows a repeated ClientHello in the same datagram.
+        """
+        messages: list[bytes] = []
+        for record in records(datagram):
+            if self.pointer is None or self.ended:
+                break
+            self.context.calls.BIO_write(self._rbio, record, len(record))
+            if self.established or self.advance():
+                messages += self._read()
+        return messages
 
     def send(self, plaintext: bytes) -> None:
         """Put one message, at most PLAINTEXT_BYTES long, into a record of its own."""
@@ -290,20 +311,6 @@ class Session:
         if key and not self._closed:
             self.identity = identity
         return key
-
-    def _advance(self) -> bool:
-        outcome = self._call(self.context.calls.SSL_do_handshake)
-        if outcome != 1:
-            self._check(outcome)
-            return False
-        if self.pointer is None:
-            return False
-        extended = self.context.calls.SSL_ctrl(self.pointer, openssl.SSL_CTRL_GET_EXTMS_SUPPORT, 0, None)
-        if extended != 1 and self.context.needs_extended_master_secret:
-            self.ended = "no extended master secret"
-            return False
-        self.established = True
-        return True
 
     def _read(self) -> list[bytes]:
         messages: list[bytes] = []

@@ -256,6 +256,6 @@ def test_a_closed_table_has_told_every_peer() -> None:
 def test_no_order_of_feeding_sending_timing_and_closing_enters_a_freed_session(perturb: str) -> None:
     storm = Path(__file__).with_name("storm.py")
     here = {**os.environ, "MALLOC_PERTURB_": perturb, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    command = [sys.executable, "-X", "faulthandler", storm, "40"]
+    command = [sys.executable, "-X", "faulthandler", storm, "25"]
     done = subprocess.run(command, check=False, env=here, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
