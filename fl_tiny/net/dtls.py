@@ -64,9 +64,11 @@ class Context:
         ):
             calls.SSL_CTX_ctrl(ctx, control, value, None)
         groups = ctypes.c_char_p(b"X25519:P-256")
-        assert calls.SSL_CTX_ctrl(ctx, openssl.SSL_CTRL_SET_GROUPS_LIST, 0, groups) == 1, "no X25519 or P-256"
+        done = calls.SSL_CTX_ctrl(ctx, openssl.SSL_CTRL_SET_GROUPS_LIST, 0, groups)
+        assert done == 1, "OpenSSL knows no X25519 or no P-256"
         calls.SSL_CTX_set_options(ctx, _OPTIONS)
-        assert calls.SSL_CTX_set_cipher_list(ctx, suites.encode()) == 1, f"OpenSSL knows none of {suites}"
+        done = calls.SSL_CTX_set_cipher_list(ctx, suites.encode())
+        assert done == 1, f"OpenSSL knows none of {suites}"
 
     @classmethod
     def client(cls, identity: str, key: bytes, first_retransmit_s: float = FIRST_RETRANSMIT_S) -> Context:
