@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operator's page: one read-only HTML page over HTTP, and the JSON it asks for every two seconds."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import importlib.resources
+import ipaddress
+import json
+import logging
+import re
+import shlex
+import socket
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from fl_tiny import statedir
+from fl_tiny.errors import EnvironmentFault
+from fl_tiny.gateway import setup
+from fl_tiny.gateway.service import Emit, Gateway
+from fl_tiny.gateway.store import Store
+from fl_tiny.net.coap import Server
+
+log = logging.getLogger(__name__)
+
+PAGE = "page.html"
+FRESH_S = 1.0  # a state this young is given to the next viewer too, so that many cost no more than one
+ROUNDS_SHOWN = 500  # the youngest; `fl-tiny gateway rounds` lists all
+STALE_CHECK_S = 20  # a connection seen by two checks is closed; uvicorn itself waits forever for a first request
+MISDIRECTED = 421  # RFC 9110 section 15.5.20
+POLICY = (  # the page's own script and style, by digest, and nothing else; trusted types make innerHTML throw
+    "default-src 'none'; script-src '{script}'; style-src '{style}'; connect-src 'self'; img-src data:; base-uri 'none'"
+    "; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+)
+HEADERS = {
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-store",
+}
+
+
+class View:
+    """The state as JSON, read on a connection of its own and beside the event loop, which rounds must not wait for."""
+
+    def __init__(self, directory: Path, gateway: Gateway, server: Server) -> None:
+        self._gateway, self._server = gateway, server
+        self._path = directory / statedir.DATABASE
+        self._pair = f"fl-tiny gateway pair {shlex.quote(str(directory))}"
+        self._lock = asyncio.Lock()
+        self._made_at = -FRESH_S
+        self._json = b""
+
+    async def document(self) -> bytes:
+        """The document of ``/state.json``, at most ``FRESH_S`` old."""
+        async with self._lock:
+            if time.monotonic() - self._made_at >= FRESH_S:
+                now = time.monotonic()
+                rounds = self._gateway.rounds
+                left_s = None if rounds.rid is None else round(max(0.0, rounds.left_s(now)), 1)
+                online = {did.hex() for did in self._gateway.online(now)}
+                traffic = asdict(self._server.counters)
+                self._json = await asyncio.to_thread(self._read, left_s, online, traffic)
+                self._made_at = time.monotonic()
+            return self._json
+
+    def _read(self, left_s: float | None, online: set[str], traffic: dict[str, int]) -> bytes:
+        """Runs in a thread: touches nothing of the gateway that changes."""
+        model = ("name", "layers", "parameters", "size", "labels")
+        with contextlib.closing(Store.open(self._path)) as store:
+            state = {
+                "status": {**setup.summary(store, running=True), "published": store.published(), "left_s": left_s},
+                "model": {name: getattr(self._gateway.manifest, name) for name in model},
+                "rounds": store.rounds()[-ROUNDS_SHOWN:],
+                "devices": [{**row, "online": row["id"] in online} for row in setup.device_rows(store)],
+                "traffic": traffic,
+                "pair": self._pair,
+            }
+        return json.dumps(state).encode()
+
+
+async def serve(directory: Path, gateway: Gateway, server: Server, where: tuple[str, int], emit: Emit) -> None:
+    """Serve the page at ``where`` (port 0: any free one) until cancelled; emits ``web`` with its uri once it listens.
+
+    Raises: EnvironmentFault when the address cannot be had.
+    """
+    sock = await _listener(*where)
+    host, port = sock.getsockname()[:2]
+    local = ipaddress.ip_address(host).is_loopback
+    config = uvicorn.Config(
+        application(View(directory, gateway, server), only_local=local),
+        http="h11",
+        ws="none",
+        lifespan="off",
+        proxy_headers=False,
+        server_header=False,
+        access_log=False,
+        log_config=None,
+        log_level="error",  # no line for what a stranger sends
+        timeout_graceful_shutdown=1,
+        timeout_notify=STALE_CHECK_S,
+    )
+    http = uvicorn.Server(config)
+    http.capture_signals = contextlib.nullcontext  # type: ignore[assignment]  # signals are server.py's
+    config.callback_notify = _stale_closer(http)
+    uri = f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+    try:
+        emit("web", {"uri": uri})  # the socket listens already
+        log.info("page uri=%s", uri)
+        if not local:
+            log.warning("page open to the network, without authentication: uri=%s", uri)
+        await http.serve(sockets=[sock])
+    finally:
+        if http.started:  # cancelled, which uvicorn does not take as a reason to clean up
+            http.force_exit = True
+            await http.shutdown()
+        sock.close()
+
+
+def application(view: View, *, only_local: bool) -> ASGIApp:
+    """The ASGI application. only_local: answer to loopback's own names alone."""
+    page = importlib.resources.files(__package__).joinpath(PAGE).read_text(encoding="utf-8")
+    policy = POLICY.format(script=_digest(page, "script"), style=_digest(page, "style"))
+
+    async def answer(request: Request) -> Response:
+        if only_local and not _names_loopback(request.headers.get("host", "")):
+            return PlainTextResponse("this page answers to the names of loopback only\n", MISDIRECTED)
+        if request.method not in ("GET", "HEAD"):
+            return PlainTextResponse("this page is read-only\n", 405, {"allow": "GET, HEAD"})
+        match request.scope["path"]:
+            case "/":
+                return HTMLResponse(page)
+            case "/state.json":
+                return Response(await view.document(), media_type="application/json")
+            case "/healthz":
+                return PlainTextResponse("ok")
+        return PlainTextResponse("no such page\n", 404)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        response = await answer(Request(scope))
+        response.headers.update({**HEADERS, "content-security-policy": policy})
+        await response(scope, receive, send)
+
+    return app
+
+
+def _names_loopback(host: str) -> bool:
+    """Is this Host header one that no foreign page can have? A name that an attacker rebinds to us never is."""
+    name = re.sub(r":\d{1,5}$", "", host.lower())  # any port: it may be reached through a tunnel
+    if name == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name[1:-1] if name.startswith("[") else name).is_loopback
+    except ValueError:
+        return False
+
+
+def _digest(page: str, element: str) -> str:
+    """The one ``element`` of the page as a source of the policy. Source: CSP Level 3, section 2.3.1, hash-source."""
+    (text,) = re.findall(f"<{element}>(.*?)</{element}>", page, re.DOTALL)
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+async def _listener(host: str, port: int) -> socket.socket:
+    """A listening TCP socket; ``::`` listens for IPv4 too, as the CoAP server does. Raises: EnvironmentFault."""
+    try:
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, address = found[0][0], found[0][4]
+        return socket.create_server(address, family=family, dualstack_ipv6=address[0] == "::")
+    except (OSError, UnicodeError) as cause:
+        why = getattr(cause, "strerror", None) or str(cause)
+        raise EnvironmentFault(
+            f"--web: cannot listen on {host} port {port}: {why.partition(' (')[0]}",
+            hint="choose an address of this machine and a free port, such as --web 127.0.0.1:8080",
+        ) from cause
+
+
+def _stale_closer(http: uvicorn.Server) -> Callable[[], Coroutine[None, None, None]]:
+    """What closes the connections that it has seen before; the page opens a new one when it needs to."""
+    seen: set[Any] = set()
+
+    async def close_stale() -> None:
+        for connection in seen & http.server_state.connections:
+            connection.transport.abort()
+        seen.clear()
+        seen.update(http.server_state.connections)
+
+    return close_stale
