@@ -92,7 +92,11 @@ def test_the_core_does_no_io(path: Path) -> None:
     for module in imports(path):
         top = module.split(".")[0]
         assert top in PURE or top == "fl_tiny" or name_of(path) in HOME.get(top, set()), f"{name_of(path)}: {module}"
-    calls = {n.func.id for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+    calls = {
+        n.func.id
+        for n in ast.walk(ast.parse(path.read_text()))
+        if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
+    }
     assert not calls & {"open", "print", "input", "exec", "eval"}
 
 
@@ -121,7 +125,9 @@ def test_a_module_says_its_one_sentence_and_stays_small(path: Path) -> None:
 
 def test_no_cycle() -> None:
     graph = {
-        "fl_tiny." + name_of(p).removesuffix(".py").replace("/", "."): [m for m in imports(p) if m.startswith("fl_tiny.")]
+        "fl_tiny." + name_of(p).removesuffix(".py").replace("/", "."): [
+            m for m in imports(p) if m.startswith("fl_tiny.")
+        ]
         for p in MODULES
     }
     done: set[str] = set()

@@ -297,7 +297,7 @@ class Gateway:
         self._opened_at = now - max(0.0, self.settings.deadline_s - opened.left_s)
         answers = self.store.answers(opened.rid)
         joined = frozenset(did for did, said in answers if said == wire.Said.JOIN)
-        self._due = {did: now + RETURN_S - LOST_S for did in joined}
+        self._due = dict.fromkeys(joined, now + RETURN_S - LOST_S)
         event = Opened(opened.rid, opened.number, joined, self._active(), left_s)
         rounds = restored(self.settings, event, answers, now)
         self._sum = self._summed(opened.rid)

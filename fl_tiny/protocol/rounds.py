@@ -289,7 +289,7 @@ class Rounds:
     # ---- arithmetic -----------------------------------------------------------------------------------------
 
     def _target(self, r: _Round) -> int:
-        """Updates wanted. Who declines or is lost lowers it: neither a converged fleet nor a dead board is waited for."""
+        """Updates wanted. Who declines or is lost lowers it: a converged fleet, or a dead board, is not waited for."""
         if self.settings.clients is None:
             return max(1, len((r.expected | r.joined) - r.declined - r.lost))
         return max(1, min(self.settings.clients, r.active - len(r.declined | r.lost)))

@@ -21,7 +21,9 @@ def ledger_is_sound(directory: Path) -> None:
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         heads = dict(db.execute("SELECT number, weight FROM version WHERE number>0"))
         found = dict(
-            db.execute("SELECT consumed_by, sum(samples) FROM ledger WHERE consumed_by IS NOT NULL GROUP BY consumed_by")
+            db.execute(
+                "SELECT consumed_by, sum(samples) FROM ledger WHERE consumed_by IS NOT NULL GROUP BY consumed_by"
+            )
         )
         assert heads == found
         assert not db.execute(
@@ -48,11 +50,16 @@ def test_two_devices_make_three_heads_and_both_keep_a_model(fleet: Fleet) -> Non
         names = [event["event"] for event in run.seen]
         assert names[0] == "connected" and {"round", "update", "model"} <= set(names)
         found = cli("device", "status", directory)
-        assert found["rounds"] == 3 and found["samples"] == 60 and set(found["accuracy"]) == {
-            "previous",
-            "global",
-            "personal",
-        }
+        assert (
+            found["rounds"] == 3
+            and found["samples"] == 60
+            and set(found["accuracy"])
+            == {
+                "previous",
+                "global",
+                "personal",
+            }
+        )
         current = (directory / "model/current.tflite").read_bytes()
         assert len(current) == MODEL.stat().st_size and current != MODEL.read_bytes()
     ledger_is_sound(fleet.gw)
@@ -116,7 +123,9 @@ def test_a_gateway_killed_in_a_round_goes_on_with_the_same_command(fleet: Fleet,
     assert [run.wait() for run in runs] == [0, 0]
     rounds = cli("gateway", "rounds", fleet.gw)
     assert [(r["number"], r["state"]) for r in rounds] == [(1, "published"), (2, "published")]
-    acknowledged = sum(e["event"] == "update" and e["status"] in ("accepted", "duplicate") for r in runs for e in r.seen)
+    acknowledged = sum(
+        e["event"] == "update" and e["status"] in ("accepted", "duplicate") for r in runs for e in r.seen
+    )
     assert acknowledged == sum(r["received"] for r in rounds)
     ledger_is_sound(fleet.gw)
 

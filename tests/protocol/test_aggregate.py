@@ -41,7 +41,9 @@ def test_codes_and_residual_are_the_whole_change(change: np.ndarray, step: float
 def test_rounding_is_right_on_average() -> None:
     rng = np.random.default_rng(3)
     steps = np.ones(1)
-    mean = np.mean([np.frombuffer(update.encode_change(np.array([0.3]), steps, rng).codes, np.int8) for _ in range(4000)])
+    mean = np.mean(
+        [np.frombuffer(update.encode_change(np.array([0.3]), steps, rng).codes, np.int8) for _ in range(4000)]
+    )
     assert mean == pytest.approx(0.3, abs=0.03)
 
 

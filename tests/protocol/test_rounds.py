@@ -208,9 +208,7 @@ EVENT = st.one_of(
 
 
 @settings(max_examples=300)
-@given(
-    st.lists(st.tuples(EVENT, st.floats(0, 30)), max_size=25), st.sampled_from([None, 1, 2, 3]), st.floats(0.1, 1.0)
-)
+@given(st.lists(st.tuples(EVENT, st.floats(0, 30)), max_size=25), st.sampled_from([None, 1, 2, 3]), st.floats(0.1, 1.0))
 def test_whatever_peers_send_a_round_ends_by_its_deadline(
     events: list[tuple[object, float]], clients: int | None, quorum: float
 ) -> None:

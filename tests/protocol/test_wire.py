@@ -174,5 +174,7 @@ def test_missing_chunks_are_those_that_are_not_whole(size: int, data: st.DataObj
         bitmap[unit // 8] |= 1 << unit % 8
     lacking = wire.missing(wire.Held(b"s" * 8, size, bytes(bitmap)))
     per_chunk = wire.CHUNK // wire.UNIT
-    expected = [at * wire.UNIT for at in range(0, units, per_chunk) if set(range(at, min(at + per_chunk, units))) - have]
+    expected = [
+        at * wire.UNIT for at in range(0, units, per_chunk) if set(range(at, min(at + per_chunk, units))) - have
+    ]
     assert lacking == expected
