@@ -111,7 +111,7 @@ class Agent:
                 await self._fetch_head(link)
                 told = await self._beat(link)  # the next round may have opened meanwhile: one child does both
             done = self._is_done(rounds)
-            if told.rid is not None and not done:
+            if told.rid is not None and not done and not (once and self._answered):
                 await self._consider(link, told.rid)
             self._start_child()
             idle = self._child is None and self._session.state is session.State.IDLE
