@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_tiny.errors import DataError
+from fl_tiny.learn.calibrate import calibrated
 from fl_tiny.learn.dense import classes_of, loss_and_grad
 from fl_tiny.learn.head import Array, HeadSpec, read_parameters
-from fl_tiny.learn.requant import QuantHead, activation_ranges, requantise
+from fl_tiny.learn.requant import QuantHead, requantise
 from fl_tiny.learn.train import Labels, Settings, fit
 
 Codes = NDArray[np.int8]
@@ -98,9 +99,8 @@ def trained(
     settings: Settings,
     rng: np.random.Generator,
 ) -> QuantHead:
-    """Parameters fitted from ``start`` and requantised over the same samples. Raises: ModelError, not finite."""
-    params = fit(spec, start, features, labels, settings=settings, rng=rng)
-    return requantise(spec, params, activation_ranges(spec, params, features))
+    """The head fitted from ``start``, in int8 by the same samples. Raises: ModelError when it is not finite."""
+    return calibrated(spec, fit(spec, start, features, labels, settings=settings, rng=rng), features)
 
 
 def personalise(

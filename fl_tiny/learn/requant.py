@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_tiny.errors import ModelError
-from fl_tiny.learn.dense import Floats, forward
 from fl_tiny.learn.head import Activation, Array, Dense, HeadSpec, bias_scale
 from fl_tiny.learn.quant import Affine, affine_over
 
@@ -36,7 +35,7 @@ class QuantDense:
     activation: Activation
 
     def run(self, codes: NDArray[np.int8]) -> NDArray[np.int8]:
-        """(n, in) codes of ``input`` to (n, out) codes of ``output``, within one step of TFLite."""
+        """(n, in) codes of ``input`` to (n, out) codes of ``output``, to within one step as TFLite does."""
         x = codes.astype(np.float64)  # exact: sums stay far below 2**53, and floats have a fast matrix product
         x -= self.input.zero_point
         total = x @ self.weights.T.astype(np.float64)
@@ -67,20 +66,6 @@ class QuantHead:
                 codes = layer.run(codes)
             logits[start : start + BATCH] = self.layers[-1].output.to_real(codes)
         return logits
-
-
-def activation_ranges(
-    spec: HeadSpec, params: Sequence[Floats], features: NDArray[np.int8]
-) -> list[tuple[float, float]]:
-    """The smallest and largest output of each layer over ``features``, (n, in) codes, in real units."""
-    ranges = [(0.0, 0.0)] * len(spec.layers)
-    for start in range(0, len(features), BATCH):
-        values = forward(spec, params, spec.features.to_real(features[start : start + BATCH]))
-        ranges = [
-            (min(low, float(y.min())), max(high, float(y.max())))
-            for (low, high), y in zip(ranges, values[1:], strict=True)
-        ]
-    return ranges
 
 
 def requantise(spec: HeadSpec, params: Sequence[Array], ranges: Ranges | None) -> QuantHead:

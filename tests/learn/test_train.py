@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training: right gradients, the same result from the same seed, good without tuning, small in memory."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from fl_tiny.learn.dense import backward, classes_of, forward, loss_and_grad
+from fl_tiny.learn.head import HeadSpec, head_spec, read_parameters
+from fl_tiny.learn.tflite import read_model
+from fl_tiny.learn.trail import Tail
+from fl_tiny.learn.train import Optimiser, Settings, fit
+from tests.learn.tiny import classifier
+
+DEEP = (("dense relu6", "dense relu", "dense"), (8, 7, 6, 4))
+
+
+def a_task(spec: HeadSpec, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Feature codes as a ReLU makes them, all above zero, and labels that a head can learn."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, spec.classes, count)
+    centres = np.random.default_rng(99).normal(size=(spec.classes, spec.feature_size)) * 25
+    codes = np.clip(centres[labels] + rng.normal(size=(count, spec.feature_size)) * 20, -128, 127)
+    return codes.astype(np.int8), labels.astype(np.int64)
+
+
+def accuracy(spec: HeadSpec, params: list[np.ndarray], features: np.ndarray, labels: np.ndarray) -> float:
+    return float(np.mean(classes_of(forward(spec, params, spec.features.to_real(features))[-1]) == labels))
+
+
+@pytest.mark.parametrize(
+    ("kinds", "sizes", "tail", "bias"),
+    [
+        (*DEEP, "softmax", True),
+        (*DEEP, "logistic", True),
+        (*DEEP, "logits", False),
+        (("dense",), (8, 1), "uint8", True),
+    ],
+)
+def test_the_gradient_agrees_with_a_central_difference(
+    kinds: tuple[str, ...], sizes: tuple[int, ...], tail: str, bias: bool
+) -> None:
+    spec = head_spec(read_model(classifier(kinds, sizes, tail=tail, bias=bias)), len(kinds))
+    rng = np.random.default_rng(7)
+    params = [rng.normal(size=shape) for shape in spec.tensors]
+    x, labels = rng.normal(size=(9, 8)) * 2, rng.integers(0, spec.classes, 9)
+
+    def loss() -> float:
+        return loss_and_grad(spec.tail, forward(spec, params, x)[-1], labels)[0]
+
+    values = forward(spec, params, x)
+    grads = backward(spec, params, values, loss_and_grad(spec.tail, values[-1], labels)[1])
+    assert [each.shape for each in grads] == [each.shape for each in params]
+    for param, grad in zip(params, grads, strict=True):
+        for at in np.ndindex(*param.shape):
+            kept = param[at]
+            param[at] = kept + 1e-6
+            high = loss()
+            param[at] = kept - 1e-6
+            low = loss()
+            param[at] = kept
+            assert grad[at] == pytest.approx((high - low) / 2e-6, abs=1e-7)
+
+
+def test_huge_logits_give_finite_losses_and_gradients() -> None:
+    logits = np.array([[1e30, -1e30, 0], [-1e30, 1e30, 5]], np.float32)
+    for tail in Tail:
+        _, grad = loss_and_grad(tail, logits, np.array([0, 1]))
+        assert np.isfinite(grad).all()
+
+
+@pytest.mark.parametrize("optimiser", list(Optimiser))
+def test_the_same_seed_gives_the_same_head_and_another_seed_another(optimiser: Optimiser) -> None:
+    spec = head_spec(read_model(classifier()), 1)
+    features, labels = a_task(spec, 60)
+    made = [
+        fit(spec, read_parameters(spec), features, labels, settings=Settings(optimiser=optimiser), rng=rng)
+        for rng in (np.random.default_rng(1), np.random.default_rng(1), np.random.default_rng(2))
+    ]
+    assert all(np.array_equal(a, b) for a, b in zip(made[0], made[1], strict=True))
+    assert not np.array_equal(made[0][0], made[2][0])
+
+
+@pytest.mark.parametrize("samples", [30, 300, 3000])
+@pytest.mark.parametrize(
+    ("kinds", "sizes", "tail", "bias"),
+    [
+        (("dense",), (64, 10), "softmax", True),
+        (("dense",), (1280, 10), "softmax", True),
+        (("dense relu", "dense"), (224, 16, 4), "softmax", True),
+        (("dense relu6", "dense"), (48, 32, 10), "logits", True),
+        (("dense",), (64, 10), "float", False),
+        (("dense",), (32, 1), "uint8", True),
+        (("dense",), (32, 6), "logistic", True),
+    ],
+)
+def test_the_defaults_learn_a_plain_task_on_any_head(
+    kinds: tuple[str, ...], sizes: tuple[int, ...], tail: str, bias: bool, samples: int
+) -> None:
+    spec = head_spec(read_model(classifier(kinds, sizes, tail=tail, bias=bias)), len(kinds))
+    features, labels = a_task(spec, samples + 500)
+    settings = Settings(epochs=60 if samples < 3000 else 10)
+    rng = np.random.default_rng(1)
+    params = fit(spec, read_parameters(spec), features[500:], labels[500:], settings=settings, rng=rng)
+    assert accuracy(spec, params, features[:500], labels[:500]) > 0.9
+
+
+def test_the_scale_of_features_changes_nothing() -> None:  # facts.md, trap 10
+    found = []
+    for factor in (1, 2):
+        spec = head_spec(read_model(classifier()), 1)
+        features, labels = a_task(spec, 400)
+        codes = ((features.astype(int) - spec.features.zero_point) // 4 * factor + spec.features.zero_point).clip(
+            -128, 127
+        )
+        start = read_parameters(spec)
+        start[0] = start[0] * np.float32(1 / factor)
+        params = fit(spec, start, codes.astype(np.int8), labels, settings=Settings(), rng=np.random.default_rng(1))
+        found.append(params[0] * factor)
+    assert found[0] == pytest.approx(found[1], rel=0.02, abs=0.02)
+
+
+def test_features_that_never_change_do_no_harm() -> None:
+    spec = head_spec(read_model(classifier()), 1)
+    features, labels = np.full((40, 12), -3, np.int8), np.arange(40) % 5
+    params = fit(spec, read_parameters(spec), features, labels, settings=Settings(), rng=np.random.default_rng(0))
+    assert all(np.isfinite(each).all() for each in params)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
+def test_two_thousand_samples_of_1280_features_train_in_64_mib() -> None:
+    code = """
+import numpy as np
+from fl_tiny.learn.head import head_spec, read_parameters
+from fl_tiny.learn.judge import personalise
+from fl_tiny.learn.tflite import read_model
+from fl_tiny.learn.train import Settings
+import pathlib, sys
+spec = head_spec(read_model(pathlib.Path(sys.argv[1]).read_bytes()), 1)
+rng = np.random.default_rng(0)
+x, y = rng.integers(-128, 128, (2000, 1280), np.int8), rng.integers(0, 10, 2000)
+personalise(spec, x, y, Settings(epochs=2), rng)
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+    import tempfile
+
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(classifier(sizes=(1280, 10)))
+        file.flush()
+        env = {"PYTHONPATH": ":".join(sys.path), "OPENBLAS_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, "-c", code, file.name], capture_output=True, text=True, env=env, check=True
+        )
+    assert int(done.stdout) <= 64 * 1024, f"{int(done.stdout) / 1024:.1f} MiB"
