@@ -121,7 +121,7 @@ def head_spec(model: Model, layers: int) -> HeadSpec:
     assert layers >= 1
     trail = follow(model)
     if len(trail.links) < layers:
-        raise ModelError(trail.end if not trail.links else f"the head has {len(trail.links)} dense layers: {trail.end}")
+        raise ModelError(f"{len(trail.links)} dense layers at the end can be trained: {trail.end}")
     links = trail.links[:layers][::-1]
     dense = tuple(_dense(model, link) for link in links)
     for link, layer, after in zip(links, dense[:-1], dense[1:], strict=False):

@@ -151,13 +151,13 @@ def test_a_model_may_be_replaced_by_its_better_self(model: Path, data: Path) -> 
 @pytest.mark.parametrize("command", ["inspect", "evaluate", "personalise"])
 def test_bad_model_files_end_with_65(tmp_path: Path, data: Path, command: str, bad: bytes) -> None:
     (tmp_path / "bad.tflite").write_bytes(bad)
-    more: list[Any] = {"inspect": [], "evaluate": ["--data", data], "personalise": ["--data", data, "--out", "o"]}[
-        command
-    ]
+    out = tmp_path / "o"
+    options = {"inspect": [], "evaluate": ["--data", data], "personalise": ["--data", data, "--out", out]}
+    more: list[Any] = options[command]
     refused(command, tmp_path / "bad.tflite", *more, code=65)
     refused(command, tmp_path / "missing.tflite", *more, code=65)
     refused(command, tmp_path, *more, code=65)
-    assert not (tmp_path / "o").exists()
+    assert not out.exists()
 
 
 def test_bad_data_ends_with_65_and_says_what_is_expected(model: Path, tmp_path: Path) -> None:

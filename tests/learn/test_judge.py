@@ -105,9 +105,9 @@ def test_thirty_samples_that_make_a_good_head_worse_are_refused() -> None:  # tr
             before if better_head is None else judged(spec, better_head, noisy[unseen], labels[unseen], all_of).accuracy
         )
     assert before > 0.6
-    assert np.mean(always) < before - 0.01
-    assert np.mean(kept) > before - 0.01
-    assert accepted <= 2
+    assert np.mean(always) < before - 0.03
+    assert np.mean(kept) > before - 0.02
+    assert accepted <= 1  # by chance: five folds of six samples are a noisy judge
 
 
 def _rng(seed: int) -> np.random.Generator:
