@@ -121,7 +121,8 @@ def head_spec(model: Model, layers: int) -> HeadSpec:
     assert layers >= 1
     trail = follow(model)
     if len(trail.links) < layers:
-        raise ModelError(f"{len(trail.links)} dense layers at the end can be trained: {trail.end}")
+        found = f"the model ends in {len(trail.links)} dense layers: " if trail.links else ""
+        raise ModelError(found + trail.end, hint="fl-tiny model inspect lists what can be trained")
     links = trail.links[:layers][::-1]
     dense = tuple(_dense(model, link) for link in links)
     for link, layer, after in zip(links, dense[:-1], dense[1:], strict=False):

@@ -59,7 +59,9 @@ def follow(model: Model) -> Trail:
                 _check_size(model.main, operator)
                 passed.append(tensor)
             else:
-                raise ModelError(f"before it stands {operator.name}, not a dense layer")
+                raise ModelError(
+                    f"{operator.name} stands before {'them' if links else 'the output'}, not a dense layer"
+                )
             tensor = source
     except ModelError as stop:
         return Trail(tuple(links), tail, stop.what)
@@ -97,4 +99,4 @@ def _link(graph: Graph, operator: Operator, passed: list[int], *, final: bool) -
 def _check_size(graph: Graph, operator: Operator) -> None:
     before, after = (graph.tensors[index].shape for index in (operator.inputs[0], operator.outputs[0]))
     if math.prod(before) != math.prod(after):
-        raise ModelError(f"before it stands {operator.name}, which makes {list(after)} of {list(before)}")
+        raise ModelError(f"{operator.name} makes {list(after)} of {list(before)}, which cannot be trained through")
