@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One directory owned by a device or a gateway: its layout, secrets, lock, and files that survive a power cut."""
+"""One directory owned by a device or a gateway: its layout, secrets, lock and clock."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fl_tiny.errors import ConfigError, EnvironmentFault
+from fl_tiny.files import write_atomic
 
 SETTINGS = "fl-tiny.toml"
 DATABASE = "state.db"
@@ -29,36 +30,6 @@ def create(directory: Path) -> None:
         (directory / MODEL).mkdir(mode=_DIR_MODE, exist_ok=True)
     except OSError as cause:
         raise EnvironmentFault(f"cannot make {directory}: {cause.strerror}") from cause
-
-
-def write_atomic(path: Path, data: bytes, mode: int = 0o640) -> None:
-    """Replace ``path`` by ``data``, all or nothing, on the disk before this returns. Raises: EnvironmentFault.
-
-    Source: docs/failures.md: tmp, fsync, rename, fsync of the directory lost nothing in 15 power cuts.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
-        with os.fdopen(fd, "wb") as file:
-            os.fchmod(fd, mode)
-            file.write(data)
-            file.flush()
-            os.fsync(fd)
-        partial.replace(path)
-        sync_directory(path.parent)
-    except OSError as cause:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise EnvironmentFault(f"cannot write {path}: {cause.strerror}", hint="is there space, and may we?") from cause
-
-
-def sync_directory(directory: Path) -> None:
-    """Make a rename in ``directory`` durable."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def write_secret(directory: Path, name: str, data: bytes) -> None:

@@ -83,8 +83,8 @@ def personalise(args: argparse.Namespace) -> None:
     import numpy as np
 
     from fl_tiny.device.evaluation import features_of
-    from fl_tiny.device.files import check_writable, write_atomically
     from fl_tiny.device.isolated import isolated_backbone
+    from fl_tiny.files import check_writable, write_atomic
     from fl_tiny.learn import judge
     from fl_tiny.learn.head import default_layers, head_spec
     from fl_tiny.learn.requant import patch
@@ -103,7 +103,7 @@ def personalise(args: argparse.Namespace) -> None:
         data = patch(model.data, spec, outcome.head)
         with isolated_backbone(data):  # it opens and runs, or this raises and nothing is written
             pass
-    write_atomically(args.out, data)
+    write_atomic(args.out, data)
     before, after = outcome.before, outcome.after
     progress(f"held-out loss {before.loss:.4f} before, {after.loss:.4f} after, on {after.samples} samples")
     result = {
@@ -119,7 +119,7 @@ def personalise(args: argparse.Namespace) -> None:
 
 
 def _read(path: Path) -> Model:
-    from fl_tiny.device.files import read_bounded
+    from fl_tiny.files import read_bounded
     from fl_tiny.learn.tflite import MAX_FILE_BYTES, read_model
 
     return read_model(read_bounded(path, MAX_FILE_BYTES))

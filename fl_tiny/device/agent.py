@@ -23,6 +23,7 @@ from fl_tiny.device.layout import CURRENT, DEVICE_KEY, NEXT, PSK
 from fl_tiny.device.link import Link
 from fl_tiny.device.store import DeviceStore, Journal, Kept, floats_to_bytes
 from fl_tiny.errors import EnvironmentFault, RemoteError
+from fl_tiny.files import sync_directory
 from fl_tiny.protocol import session, signed, wire
 from fl_tiny.protocol.residual import undelivered
 
@@ -313,7 +314,7 @@ class Agent:
             return
         if _digest(folder / NEXT) == kept.digest:
             (folder / NEXT).replace(folder / CURRENT)
-            statedir.sync_directory(folder)
+            sync_directory(folder)
         else:
             log.warning("model/current.tflite is not what was chosen; choosing again")
             self._store.put_kept(replace(kept, chosen_at=-1))

@@ -14,6 +14,7 @@ from fl_tiny.device.layout import BASE, CURRENT, DEVICE_KEY, PSK
 from fl_tiny.device.link import Link
 from fl_tiny.device.store import DeviceStore, HeldHead, Kept
 from fl_tiny.errors import ConfigError, RemoteError
+from fl_tiny.files import write_atomic
 from fl_tiny.protocol import pairing, signed, wire
 
 log = logging.getLogger(__name__)
@@ -70,8 +71,8 @@ async def _fetch(directory: Path, link: Link, told: wire.Enrolled, where: str) -
     _, model = await link.model(told.model_pk)
     digest = hashlib.sha256(signed.payload_of(model.signed)).digest()
     head = await link.head(digest, model.manifest.body_size, told.gateway_pk)
-    statedir.write_atomic(directory / statedir.MODEL / BASE, model.data)
-    statedir.write_atomic(directory / statedir.MODEL / CURRENT, model.data)
+    write_atomic(directory / statedir.MODEL / BASE, model.data)
+    write_atomic(directory / statedir.MODEL / CURRENT, model.data)
     store = DeviceStore.create(directory / statedir.DATABASE)
     store.put_head(head)
     # The model's own head is in the file as it is; a newer one is chosen by the first job of `device run`.

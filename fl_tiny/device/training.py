@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from fl_tiny.device.job import Trained
 from fl_tiny.device.store import HeldHead, Kept, bytes_to_floats
 from fl_tiny.learn import judge
+from fl_tiny.learn.calibrate import activation_ranges, calibrated
 from fl_tiny.learn.head import HeadSpec
-from fl_tiny.learn.requant import QuantHead, Ranges, activation_ranges, requantise
+from fl_tiny.learn.requant import QuantHead, Ranges, requantise
 from fl_tiny.learn.train import Settings, fit
 from fl_tiny.protocol import signed, update, wire
 from fl_tiny.protocol.session import MIN_CLASSES, MIN_SAMPLES
@@ -50,12 +51,11 @@ class Samples:
         return judge.splits(self.labels, np.random.default_rng(0))  # the same splits for every candidate
 
     def quantised(self, head: HeldHead) -> QuantHead:
-        """A held head in int8; its outputs' scales cover the fleet's ranges and those of this board's samples."""
-        parameters, ranges = self.parameters(head), _fleet_ranges(head)
+        """A held head in int8, as suits this board's samples; without enough of them, by the fleet's ranges."""
+        parameters = self.parameters(head)
         if self.can_train:
-            own = activation_ranges(self.spec, parameters, self.features)
-            ranges = own if ranges is None else _union(own, ranges)
-        return requantise(self.spec, parameters, ranges)
+            return calibrated(self.spec, parameters, self.features)
+        return requantise(self.spec, parameters, _fleet_ranges(head))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -135,10 +135,6 @@ def choose(samples: Samples, head: HeldHead, kept: Kept, settings: Settings) -> 
     rng = np.random.default_rng(SEED)
     fitted = judge.trained(spec, samples.parameters(head), features, labels, settings=settings, rng=rng)
     return Choice(best, True, fitted, accuracies)
-
-
-def _union(one: Ranges, other: Ranges) -> Ranges:
-    return [(min(a, c), max(b, d)) for (a, b), (c, d) in zip(one, other, strict=True)]
 
 
 def _fleet_ranges(head: HeldHead) -> Ranges | None:

@@ -20,6 +20,7 @@ from fl_tiny.device.layout import BASE, NEXT
 from fl_tiny.device.store import DeviceStore, HeldHead
 from fl_tiny.device.training import Choice, Samples, choose, client_update
 from fl_tiny.errors import DataError, FlTinyError
+from fl_tiny.files import write_atomic
 from fl_tiny.learn.head import head_spec
 from fl_tiny.learn.requant import patch
 from fl_tiny.learn.tflite import read_model
@@ -79,7 +80,7 @@ def _write(directory: Path, data: bytes, samples: Samples, choice: Choice) -> by
     if choice.head is None:
         return None
     patched = patch(data, samples.spec, choice.head)
-    statedir.write_atomic(directory / statedir.MODEL / NEXT, patched)
+    write_atomic(directory / statedir.MODEL / NEXT, patched)
     return hashlib.sha256(patched).digest()
 
 

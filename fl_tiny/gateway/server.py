@@ -12,9 +12,10 @@ from typing import Any
 
 from fl_tiny import config, statedir
 from fl_tiny.errors import ConfigError
+from fl_tiny.files import read_bounded
 from fl_tiny.gateway.resources import Resources
 from fl_tiny.gateway.service import Emit, Gateway
-from fl_tiny.gateway.setup import BASE, GATEWAY_KEY, MODEL_LIMIT, read_file
+from fl_tiny.gateway.setup import BASE, GATEWAY_KEY, MODEL_LIMIT
 from fl_tiny.gateway.store import Store
 from fl_tiny.net.coap import Limits, Server
 from fl_tiny.protocol.rounds import RoundSettings
@@ -60,7 +61,7 @@ async def _serve(
 ) -> bool:
     gateway = Gateway(
         store,
-        read_file(directory / statedir.MODEL / BASE, MODEL_LIMIT),
+        read_bounded(directory / statedir.MODEL / BASE, MODEL_LIMIT),
         statedir.read_secret(directory, GATEWAY_KEY),
         RoundSettings(settings.clients, settings.quorum, settings.deadline, settings.interval),
         Train(settings.epochs, settings.batch, settings.rate),

@@ -13,6 +13,7 @@ from typing import Any
 
 from fl_tiny import config, statedir
 from fl_tiny.errors import ConfigError, DataError, EnvironmentFault, ModelError
+from fl_tiny.files import read_bounded, sync_directory, write_atomic
 from fl_tiny.gateway.service import make_version
 from fl_tiny.gateway.store import Device, Store, Version
 from fl_tiny.learn.head import HeadSpec, default_layers, head_spec, read_parameters
@@ -42,7 +43,7 @@ def initialise(directory: Path, model_file: Path, layers: int | None, labels_fil
     """
     if (directory / statedir.DATABASE).exists():
         raise ConfigError(f"{directory} is initialised already", hint="a gateway's directory is never overwritten")
-    data = read_file(model_file, MODEL_LIMIT)
+    data = read_bounded(model_file, MODEL_LIMIT)
     model = read_model(data)
     spec = head_spec(model, layers if layers is not None else default_layers(model))
     labels = _read_labels(labels_file, spec) if labels_file else None
@@ -57,7 +58,7 @@ def initialise(directory: Path, model_file: Path, layers: int | None, labels_fil
     seeds = {name: os.urandom(signed.SEED_BYTES) for name in (GATEWAY_KEY, MODEL_KEY)}
     for name, seed in seeds.items():
         statedir.write_secret(directory, name, seed)
-    statedir.write_atomic(directory / statedir.MODEL / BASE, data)
+    write_atomic(directory / statedir.MODEL / BASE, data)
     parameters = read_parameters(spec)
     encoded = wire.encode(manifest)
     model_pk = signed.public_key(seeds[MODEL_KEY])
@@ -76,7 +77,7 @@ def initialise(directory: Path, model_file: Path, layers: int | None, labels_fil
     store.add_first(first)
     store.close()
     partial.rename(directory / statedir.DATABASE)
-    statedir.sync_directory(directory)
+    sync_directory(directory)
     return Initialised(manifest.name, len(spec.layers), hashlib.sha256(model_pk).hexdigest())
 
 
@@ -105,7 +106,7 @@ def write_cards(out: Path, codes: list[str]) -> None:
             card.mkdir(parents=True, exist_ok=True)
         except OSError as cause:
             raise EnvironmentFault(f"cannot make {card}: {cause.strerror}") from cause
-        statedir.write_atomic(card / statedir.SETTINGS, f'pairing_code = "{code}"\n'.encode(), 0o600)
+        write_atomic(card / statedir.SETTINGS, f'pairing_code = "{code}"\n'.encode(), 0o600)
 
 
 def find_device(store: Store, which: str) -> Device:
@@ -123,7 +124,7 @@ def export(directory: Path, out: Path) -> Version:
     """Write the model with the head published last to ``out``, all or nothing, and return that version."""
     store = Store.open(directory / statedir.DATABASE)
     version = store.head()
-    data = read_file(directory / statedir.MODEL / BASE, MODEL_LIMIT)
+    data = read_bounded(directory / statedir.MODEL / BASE, MODEL_LIMIT)
     manifest = wire.decode(wire.Manifest, signed.payload_of(store.get("manifest")))
     if version.number > 0:
         head = wire.decode(wire.Head, signed.payload_of(version.signed))
@@ -131,7 +132,7 @@ def export(directory: Path, out: Path) -> Version:
         parameters = decode_head(HeadBody(version.body, head.scales), manifest.shapes)
         spans = list(zip(head.ranges[0::2], head.ranges[1::2], strict=True)) if head.ranges else None
         data = patch(data, spec, requantise(spec, parameters, spans))
-    statedir.write_atomic(out, data, 0o644)
+    write_atomic(out, data)
     return version
 
 
@@ -147,18 +148,6 @@ def hint_address(directory: Path, store: Store) -> str:
     if host in ("::", "0.0.0.0"):  # noqa: S104 - a comparison, not a bind
         host = _lan_address()
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def read_file(path: Path, limit: int) -> bytes:
-    """The bytes of a file that a user named. Raises: DataError when it is missing, no file, or too large."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(limit + 1)
-    except OSError as cause:
-        raise DataError(f"cannot read {path}: {cause.strerror}", hint="check the path") from cause
-    if len(data) > limit:
-        raise DataError(f"{path} is larger than {limit >> 20} MiB")
-    return data
 
 
 def summary(store: Store, running: bool) -> dict[str, Any]:
@@ -199,7 +188,7 @@ def _manifest(data: bytes, file: Path, spec: HeadSpec, labels: tuple[str, ...] |
 
 def _read_labels(path: Path, spec: HeadSpec) -> tuple[str, ...]:
     try:
-        lines = read_file(path, 65_536).decode().split("\n")
+        lines = read_bounded(path, 65_536, DataError).decode().split("\n")
     except UnicodeDecodeError as cause:
         raise DataError(f"{path} is not UTF-8 text") from cause
     labels = tuple(line.strip() for line in lines if line.strip())

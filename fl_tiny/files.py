@@ -34,10 +34,11 @@ def check_writable(path: Path) -> None:
         raise EnvironmentFault(f"{path.parent} cannot be written", hint="choose another place or change its rights")
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Put ``data`` at ``path`` as a whole, on the disk when this returns.
+def write_atomic(path: Path, data: bytes, mode: int | None = None) -> None:
+    """Put ``data`` at ``path`` as a whole, on the disk when this returns; ``mode`` None: as the umask says.
 
-    Raises: EnvironmentFault; what stood there before then still stands.
+    Raises: EnvironmentFault; what stood there before then still stands. Source: docs/failures.md: a temporary file,
+    fsync, rename, fsync of the directory lost nothing in 15 power cuts, overwriting lost 6 of 15.
     """
     draft: Path | None = None
     try:
@@ -46,11 +47,11 @@ def write_atomically(path: Path, data: bytes) -> None:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
-            os.fchmod(handle, 0o644 & ~_umask())
+            os.fchmod(handle, 0o644 & ~_umask() if mode is None else mode)
             os.fsync(handle)
         draft.replace(path)
         draft = None
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
     except OSError as refused:
         hint = "is there space, and a right to write?"
         raise EnvironmentFault(f"{path}: {refused.strerror or refused}", hint) from refused
@@ -59,15 +60,16 @@ def write_atomically(path: Path, data: bytes) -> None:
             draft.unlink(missing_ok=True)
 
 
+def sync_directory(directory: Path) -> None:
+    """Make a rename in ``directory`` durable: the rename itself lives in the directory."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def _umask() -> int:
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
-
-
-def _sync_directory(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)  # the rename itself lives in the directory
-    finally:
-        os.close(handle)
