@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pages name every setting, module, command and message that the code has, and their links lead somewhere."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fl_tiny import config
+from fl_tiny.cli.main import build_parser
+from fl_tiny.errors import FlTinyError
+from fl_tiny.protocol import wire
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / "tests").rglob("*.md")])
+MODULES = sorted(p for p in (ROOT / "fl_tiny").rglob("*.py") if p.name != "__init__.py")
+MADE_ELSEWHERE = {"docs/report.png"}  # a picture of the demo's report, committed with it
+LONGEST_PAGE = 260  # lines; docs/style.md, rule 28
+TYPES = {"text": str, "integer": int, "number": float, "boolean": bool}
+
+
+def text(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def section(page: str, title: str) -> str:
+    """What stands below a heading of level two, up to the next one."""
+    found = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
+    assert found, f"no section {title}"
+    return found[1]
+
+
+def rows(table: str) -> Iterator[list[str]]:
+    """The cells of each row of a page's tables, heads left out."""
+    for line in table.split("\n"):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("| `"):
+            yield cells
+
+
+def commands(parser: argparse.ArgumentParser, words: str = "fl-tiny") -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    groups = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    if not groups:
+        yield words, parser
+    for group in groups:
+        for name, below in group.choices.items():
+            yield from commands(below, f"{words} {name}")
+
+
+def command_section(command: str) -> str:
+    found = re.search(rf"^###? {command}\b[^\n]*\n(.*?)(?=^##|\Z)", text("docs/cli.md"), re.MULTILINE | re.DOTALL)
+    assert found, f"docs/cli.md has no section {command}"
+    return found[1]
+
+
+COMMANDS = dict(commands(build_parser()))
+
+
+@pytest.mark.parametrize(
+    ("title", "cls"),
+    [("Gateway", config.GatewaySettings), ("Device", config.DeviceSettings)],
+    ids=["gateway", "device"],
+)
+def test_every_setting_stands_on_its_page_with_type_and_default(title: str, cls: Any) -> None:
+    found = {cells[0].strip("`"): cells for cells in rows(section(text("docs/config.md"), title))}
+    assert list(found) == [field.name for field in fields(cls)]
+    for field in fields(cls):
+        assert field.default is not MISSING
+        _, kind, default, _, rule, meaning = found[field.name]
+        shown = None if default == "none" else json.loads(default.strip("`"))
+        assert shown == field.default and type(shown) is type(field.default), f"{field.name}: {default}"
+        assert TYPES[kind].__name__ in str(field.type), f"{field.name}: {kind}"
+        assert meaning
+        if field.name in config.RULES:
+            limits = re.findall(r"\d+", config.RULES[field.name][0])
+            assert re.findall(r"\d+", rule) == limits, f"{field.name}: {rule}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT / "fl_tiny")))
+def test_every_module_stands_in_the_architecture(path: Path) -> None:
+    assert f"`{path.relative_to(ROOT / 'fl_tiny')}`" in text("docs/architecture.md")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_stands_on_its_page_with_its_options(command: str) -> None:
+    page = command_section(command)
+    assert re.search(rf"^    {command} ?", page, re.MULTILINE), "a section has an example"
+    for action in COMMANDS[command]._actions:
+        for option in action.option_strings:
+            if option.startswith("--") and option not in ("--help", "--json"):
+                assert f"`{option}" in page, f"{command}: {option}"
+
+
+def test_the_page_of_commands_promises_no_option_that_is_not_there() -> None:
+    for command, parser in COMMANDS.items():
+        own = {option for action in parser._actions for option in action.option_strings}
+        for cells in rows(command_section(command)):
+            assert set(re.findall(r"--[a-z-]+", cells[0])) <= own, f"{command}: {cells[0]}"
+
+
+def test_every_exit_code_of_a_fault_is_explained() -> None:
+    kinds = [FlTinyError]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    for kind in kinds:
+        assert f"\n| {kind.EXIT} |" in text("docs/cli.md"), kind.__name__
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_relative_link_is_dead(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if "://" in target or target.startswith(("#", "mailto:")):
+            continue
+        path = (page.parent / target.split("#")[0]).resolve()
+        assert path.exists() or str(path.relative_to(ROOT)) in MADE_ELSEWHERE, f"{page.name}: {target}"
+
+
+def test_every_test_that_the_pages_name_is_there() -> None:
+    for page in PAGES:
+        for file, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page.read_text(encoding="utf-8")):
+            assert f"def {name}(" in text(file), f"{page.name}: {file}::{name}"
+
+
+def test_the_kinds_of_the_wire_rules_are_those_of_the_code() -> None:
+    rules = {
+        name: int(kind) for name, kind in re.findall(r"^(\w+) +=\s*\{ 0: (\d+),", text("docs/protocol.cddl"), re.M)
+    }
+    kinds = {name.lower(): cls.KIND for name, cls in vars(wire).items() if hasattr(cls, "KIND")}
+    assert rules == kinds
+    assert len(set(kinds.values())) == len(kinds)
+
+
+def test_every_problem_code_stands_in_the_protocol() -> None:
+    page = text("docs/protocol.md")
+    for code in wire.Code:
+        assert f"\n| {int(code)} | {code.name.lower()} |" in page
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_page_stays_short(page: Path) -> None:
+    assert len(page.read_text(encoding="utf-8").split("\n")) <= LONGEST_PAGE
