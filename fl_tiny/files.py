@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 
 from fl_tiny.errors import DataError, EnvironmentFault, ModelError
@@ -40,24 +39,21 @@ def write_atomic(path: Path, data: bytes, mode: int | None = None) -> None:
     Raises: EnvironmentFault; what stood there before then still stands. Source: docs/failures.md: a temporary file,
     fsync, rename, fsync of the directory lost nothing in 15 power cuts, overwriting lost 6 of 15.
     """
-    draft: Path | None = None
+    draft = path.with_name(f".{path.name[:100]}.{os.getpid()}.part")
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
-        draft = Path(name)
+        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fchmod(handle, 0o644 & ~_umask() if mode is None else mode)
             os.fsync(handle)
         draft.replace(path)
-        draft = None
         sync_directory(path.parent)
     except OSError as refused:
         hint = "is there space, and a right to write?"
         raise EnvironmentFault(f"{path}: {refused.strerror or refused}", hint) from refused
     finally:
-        if draft is not None:
-            draft.unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)
 
 
 def sync_directory(directory: Path) -> None:

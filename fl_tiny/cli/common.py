@@ -6,10 +6,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from typing import Any, TypeVar
 
 Command = Callable[[argparse.Namespace], int | None]
+B = TypeVar("B", bound=Sized)
+
+PROGRESS_S = 2.0
 
 
 def command(group: Any, name: str, run: Command, example: str, *, json_flag: bool = True) -> argparse.ArgumentParser:
@@ -72,6 +76,17 @@ def duration(text: str) -> float:
 def progress(line: str) -> None:
     """One line of progress on stderr; stdout is for results."""
     print(line, file=sys.stderr, flush=True)
+
+
+def steady(batches: Iterable[B], what: str, total: int) -> Iterator[B]:
+    """``batches`` as they are, with a line of progress on stderr every two seconds of longer work."""
+    done, last = 0, time.monotonic()
+    for batch in batches:
+        yield batch
+        done += len(batch)
+        if time.monotonic() - last > PROGRESS_S:
+            last = time.monotonic()
+            progress(f"{what}: {done} of {total}")
 
 
 def _cell(value: Any) -> str:

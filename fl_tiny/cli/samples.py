@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from fl_tiny.cli.common import command, group, progress, show
+from fl_tiny.cli.common import command, group, show, steady
 
 
 def add(parent: Any) -> None:
@@ -26,20 +26,18 @@ def add(parent: Any) -> None:
 
 def add_samples(args: argparse.Namespace) -> None:
     """Turn labelled inputs into features and store those; the inputs themselves are not kept."""
+    import numpy as np
+
     from fl_tiny.device.dataset import open_dataset
 
     device = _device(args.dir)
     data = open_dataset(args.data, device.model.input, classes=device.spec.classes)
     assert data.labels is not None
     features = []
-    for batch in data.batches():
+    for batch in steady(data.batches(), "features", data.samples):
         features.append(device.features(batch))
-        progress(f"features of {sum(map(len, features))} of {data.samples} samples")
-    added = 0
-    import numpy as np
-
     added = device.learn_features(np.concatenate(features), data.labels)
-    total = _store(args.dir).sample_stats()[0]
+    total = _store(args.dir).sample_count()[0]
     show(args, {"added": added, "samples": total}, f"added {added} samples, {total} stored")
 
 
@@ -47,12 +45,12 @@ def stats(args: argparse.Namespace) -> None:
     """Count the stored samples."""
     device = _device(args.dir)
     store = _store(args.dir)
-    samples, held_out, size = store.sample_stats()
+    samples, held_out = store.sample_count()
     found = {
         "samples": samples,
         "held_out": held_out,
         "classes": {str(label): n for label, n in store.counts().items()},
-        "bytes": size,
+        "bytes": store.sample_bytes(),
         "feature_shape": list(device.spec.feature_shape),
     }
     show(args, found, "\n".join(f"{key:14}{value}" for key, value in found.items()))
@@ -62,7 +60,7 @@ def forget(args: argparse.Namespace) -> None:
     """Remove samples, and what training on them left to send; what published heads learned stays."""
     store = _store(args.dir)
     gone = store.forget(None if args.all else args.label)
-    left = store.sample_stats()[0]
+    left = store.sample_count()[0]
     show(args, {"forgotten": gone, "samples": left}, f"forgot {gone} samples, {left} stored")
 
 

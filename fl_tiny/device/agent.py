@@ -56,6 +56,8 @@ class Agent:
         self._inbox: asyncio.Queue[job.Answer | None] = asyncio.Queue()
         self._child: asyncio.Task[None] | None = None
         self._given = self._store.head()  # what the child at work starts from
+        self._started = 0.0  # when it did
+        self._training_s: float | None = None  # how long it took to its update
 
     async def run(self, *, once: bool, rounds: int | None) -> None:
         """Take part until done: ``once``: in what is open; ``rounds``: until so many rounds counted; else for ever.
@@ -66,7 +68,7 @@ class Agent:
         jitter = random.Random()  # noqa: S311 - spreads devices out, hides nothing
         failures = 0
         try:
-            while not self._is_done(rounds):
+            while not self._needs_nothing(rounds):
                 try:
                     link = await self._connect()
                     failures = 0
@@ -77,7 +79,7 @@ class Agent:
                         await link.close()
                 except (EnvironmentFault, RemoteError) as fault:
                     await self._finish_work()
-                    if self._is_done(rounds):
+                    if self._needs_nothing(rounds):
                         return
                     if once or (isinstance(fault, RemoteError) and fault.code == wire.Code.REVOKED):
                         raise
@@ -85,6 +87,7 @@ class Agent:
                     failures += 1
                     log.warning("gateway lost why=%r again_s=%.0f", str(fault), pause)
                     await asyncio.sleep(pause)
+            await self._finish_work()
         finally:
             await self._end_child()
             self._store.close()
@@ -111,13 +114,14 @@ class Agent:
             if told.head > self._store.head().version:
                 await self._fetch_head(link)
                 told = await self._beat(link)  # the next round may have opened meanwhile: one child does both
-            done = self._is_done(rounds)
-            if told.rid is not None and not done and not (once and self._answered):
+            if self._needs_nothing(rounds):
+                return await self._finish_work()
+            if told.rid is not None and not (once and self._answered):
                 await self._consider(link, told.rid)
             self._start_child()
             idle = self._child is None and self._session.state is session.State.IDLE
-            if idle and (done or (once and self._once_over(told, started))):
-                return
+            if idle and once and self._once_over(told, started):
+                return None
             await self._listen(link, told.poll_ms / 1000)
 
     async def _rejoin(self, link: Link) -> None:
@@ -133,7 +137,7 @@ class Agent:
             await link.answer(rid, wire.Said.JOIN)
 
     async def _beat(self, link: Link) -> wire.Next:
-        return await link.heartbeat(self._store.head().version, self._store.sample_stats()[0])
+        return await link.heartbeat(self._store.head().version, self._store.sample_count()[0])
 
     async def _fetch_head(self, link: Link) -> None:
         held = await link.head(self._manifest_digest, self._manifest.body_size, self._store.get("gateway_pk"))
@@ -182,6 +186,7 @@ class Agent:
     def _take(self, answer: job.Answer | None) -> None:
         """Keep what the child said; None: it has ended. Needs no gateway."""
         if isinstance(answer, job.Trained):
+            self._training_s = round(time.monotonic() - self._started, 3)
             self._keep(answer)
         elif isinstance(answer, job.Chosen):
             self._switch(answer)
@@ -239,7 +244,7 @@ class Agent:
             assert isinstance(action, session.Settle)
             residual = owed.residual if action.delivered else undelivered(owed.codes, owed.residual)
             self._store.settle(None if action.drop else residual, owed.steps, counted=action.delivered)
-        self._emit("update", {"number": owed.number, "status": word})
+        self._emit("update", {"number": owed.number, "status": word, "training_s": self._training_s})
 
     # ---- the child ------------------------------------------------------------------------------------------
 
@@ -251,6 +256,7 @@ class Agent:
             return
         offer = wire.encode(self._offer) if training and self._offer is not None else None
         head = self._given = self._store.head()
+        self._started = time.monotonic()
         wanted = job.Job(int(choosing), self._settings.personal_epochs, head.signed, head.body, offer)
         self._child = asyncio.create_task(self._work(wire.encode(wanted)))
 
@@ -319,10 +325,11 @@ class Agent:
             log.warning("model/current.tflite is not what was chosen; choosing again")
             self._store.put_kept(replace(kept, chosen_at=-1))
 
-    def _is_done(self, rounds: int | None) -> bool:
-        if rounds is None or self._store.rounds < rounds:
+    def _needs_nothing(self, rounds: int | None) -> bool:
+        """Have ``rounds`` rounds counted, and is the last one's head here? What is left to do needs no gateway."""
+        if rounds is None or self._store.rounds < rounds or self._session.state is not session.State.IDLE:
             return False
-        return self._store.kept().chosen_at >= (self._store.get("last_round") or 0)
+        return self._store.head().version >= (self._store.get("last_round") or 0)
 
     def _once_over(self, told: wire.Next, started: float) -> bool:
         """Has `--once` done its part? A gateway that asks back soon may be about to open, or to publish."""

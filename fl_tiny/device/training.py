@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,11 +14,19 @@ from fl_tiny.learn import judge
 from fl_tiny.learn.calibrate import activation_ranges, calibrated
 from fl_tiny.learn.head import HeadSpec
 from fl_tiny.learn.requant import QuantHead, Ranges, requantise
-from fl_tiny.learn.train import Settings, fit
+from fl_tiny.learn.train import Optimiser, Settings, fit
 from fl_tiny.protocol import signed, update, wire
 from fl_tiny.protocol.session import MIN_CLASSES, MIN_SAMPLES
 
 SEED = 1  # of personal fits: the same samples and head give the same model
+
+# A client update must average well with others: Adam's steps and a shrunk start, which serve a single board, cost
+# 8 points on 15 Dirichlet(0.1) clients (.664 and .569 against .742 by SGD, Fashion, 40 rounds).
+ROUND = Settings(optimiser=Optimiser.SGD, pull=0.0, shrink=False)
+
+# A board's own model is pulled to the fleet's head: with five labels a class .933 and .924 (two draws) against .922
+# and .918 by the defaults of a head that nobody vouches for; from ten labels on it makes no difference.
+PERSONAL = Settings(pull=1.0, shrink=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,7 +92,8 @@ def client_update(
     """
     start = samples.parameters(base)
     rest = ~samples.held
-    settings = Settings(epochs=offer.train.epochs, batch=offer.train.batch, rate=offer.train.rate)
+    train = offer.train
+    settings = replace(ROUND, epochs=train.epochs, batch=train.batch, rate=train.rate)
     fitted = fit(samples.spec, start, samples.features[rest], samples.labels[rest], settings=settings, rng=rng)
     change = update.flatten(fitted) - update.flatten(start)
     shapes = samples.manifest.shapes
@@ -101,8 +110,9 @@ def client_update(
     return Trained(codes.codes, codes.residual, min(int(rest.sum()), offer.max_samples), ranges, metrics)
 
 
-def choose(samples: Samples, head: HeldHead, kept: Kept, settings: Settings) -> Choice:
+def choose(samples: Samples, head: HeldHead, kept: Kept, epochs: int) -> Choice:
     """The best of {previous, global, personal} on held-out samples; a board without labels takes the global head."""
+    settings = replace(PERSONAL, epochs=epochs)
     if not samples.can_train:
         return Choice("global", False, samples.quantised(head), (None, None, None))
     spec, features, labels, parts = samples.spec, samples.features, samples.labels, samples.parts()

@@ -24,7 +24,6 @@ from fl_tiny.files import write_atomic
 from fl_tiny.learn.head import head_spec
 from fl_tiny.learn.requant import patch
 from fl_tiny.learn.tflite import read_model
-from fl_tiny.learn.train import Settings
 from fl_tiny.protocol import signed, wire
 
 
@@ -39,7 +38,7 @@ def serve(directory: Path, job: Job, out: BinaryIO) -> None:
         offer = wire.decode(wire.Offer, job.offer)
         _answer(out, client_update(samples, head, offer, store.residual(), np.random.default_rng()))
     if job.choose:
-        choice = choose(samples, head, store.kept(), Settings(epochs=job.epochs))
+        choice = choose(samples, head, store.kept(), job.epochs)
         _answer(
             out, Chosen(choice.kept, int(choice.fitted), _write(directory, data, samples, choice), *choice.accuracies)
         )
@@ -50,7 +49,7 @@ def read_samples(store: DeviceStore, data: bytes) -> Samples:
     manifest = wire.decode(wire.Manifest, signed.payload_of(store.get("manifest")))
     spec = head_spec(read_model(data), manifest.layers)
     size = spec.feature_size
-    features = np.empty((store.sample_stats()[0], size), np.int8)
+    features = np.empty((store.sample_count()[0], size), np.int8)
     labels = np.empty(len(features), np.int64)
     held = np.zeros(len(features), np.bool_)
     row = 0

@@ -77,7 +77,7 @@ class Resources:
             return self._for_peer(request)
         first = request.path[0] if request.path else ""
         resource = self._table.get((request.method, first))
-        if resource is None:
+        if resource is None or (first != "u" and len(request.path) > 1):
             return _refusal(NOT_ALLOWED if first in ("d", "o", "u") else NOT_FOUND, "no such resource")
         return resource(request, self._active(request))
 

@@ -42,6 +42,7 @@ class Settings:
     rate: float = 0.02  # of the first step, in units of normalised features; falls to zero as a cosine
     pull: float = 0.03  # towards the start, as a prior that weighs against the sum over samples
     optimiser: Optimiser = Optimiser.ADAM
+    shrink: bool = True  # may begin with less of the start's last layer, where its samples are unlike the start's
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,8 @@ def fit(
     tensor.   labels: (n,) in [0, classes).   Memory beyond the arguments grows by 8 bytes a sample only.
     """
     normal = _normal(spec, features)
-    flat, live = _flat(_folded(spec, _shrunk(spec, params, features, labels), normal))
+    begin = _shrunk(spec, params, features, labels) if settings.shrink else list(params)
+    flat, live = _flat(_folded(spec, begin, normal))
     start, pull = flat.copy(), np.float32(settings.pull / len(features))
     update = _adam(flat) if settings.optimiser is Optimiser.ADAM else _sgd(flat)
     for chosen, progress in _batches(len(features), settings, rng):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A device's state machine for a round: events in, actions out.
 
-Pure: no clock, no socket. A message of the gateway that fits no row is counted and changes nothing; ``OutOfTurn``
-means that our own driver erred.
+Pure: no clock, no socket. ``state`` says what the driver is to do: in TRAINING a child trains, in SENDING what the
+journal holds is uploaded. ``OutOfTurn`` means that our own driver erred.
 """
 
 from __future__ import annotations
@@ -82,16 +82,6 @@ class SendAnswer:
 
 
 @dataclass(frozen=True, slots=True)
-class Train:
-    """Start the training child on the base head that the offer names."""
-
-
-@dataclass(frozen=True, slots=True)
-class SendUpdate:
-    """Upload what the journal holds."""
-
-
-@dataclass(frozen=True, slots=True)
 class Settle:
     """The round is over for us; delivered: the codes count, and only the residual goes on. Not: the whole change
     does, or nothing when ``drop``."""
@@ -100,7 +90,7 @@ class Settle:
     drop: bool = False
 
 
-Action = SendAnswer | Train | SendUpdate | Settle
+Action = SendAnswer | Settle
 
 
 def _offered(event: OfferSeen) -> tuple[State, list[Action]]:
@@ -122,9 +112,9 @@ Row = Callable[..., "tuple[State, list[Action]]"]
 
 NEXT: Mapping[tuple[State, type], Row] = {
     (State.IDLE, OfferSeen): _offered,
-    (State.JOINING, JoinTaken): lambda _: (State.TRAINING, [Train()]),
+    (State.JOINING, JoinTaken): lambda _: (State.TRAINING, []),
     (State.JOINING, Refused): lambda _: (State.IDLE, []),
-    (State.TRAINING, Trained): lambda _: (State.SENDING, [SendUpdate()]),
+    (State.TRAINING, Trained): lambda _: (State.SENDING, []),
     (State.TRAINING, TrainingFailed): lambda _: (State.IDLE, [SendAnswer(Said.NO_BUDGET)]),
     (State.SENDING, Receipted): _receipted,
     (State.SENDING, Refused): _refused,

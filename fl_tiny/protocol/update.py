@@ -98,7 +98,7 @@ def encode_change(change: NDArray[np.float64], steps: NDArray[np.float64], rng: 
 
     change: (parameters,), real units, the last residual already added.   steps: (parameters,), > 0.
     codes * 256 + residual = change / step * 256 to the nearest integer, exactly, unless the change is clipped
-    beyond +-255 steps.
+    beyond +-254 steps.
     """
     bound = 2 * MAX_CODE * FRACTION
     fine = np.clip(np.rint(change / steps * FRACTION), -bound, bound).astype(np.int32)
