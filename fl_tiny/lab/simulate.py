@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Federated rounds in one process and without a network, by the functions that devices and gateway run themselves."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_tiny.device.job import Trained
+from fl_tiny.device.store import HELD_EVERY, HeldHead, Kept, floats_to_bytes
+from fl_tiny.device.training import Samples, choose, client_update
+from fl_tiny.gateway.service import make_version
+from fl_tiny.gateway.store import Version
+from fl_tiny.learn.head import HeadSpec, head_spec, read_parameters
+from fl_tiny.learn.requant import QuantHead, patch
+from fl_tiny.learn.tflite import read_model
+from fl_tiny.learn.train import Settings
+from fl_tiny.protocol import aggregate, signed, wire
+from fl_tiny.protocol.update import HeadBody, encode_head
+
+KEY = bytes(signed.SEED_BYTES)  # signs the simulated heads; nobody trusts it
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Client:
+    """What one simulated device holds. features: (n, in) int8.   labels: (n,) int64.   held: (n,) bool, held out."""
+
+    features: NDArray[np.int8]
+    labels: NDArray[np.int64]
+    held: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Simulated:
+    """What the rounds came to, as .tflite files. accuracy: on held-out samples, by round, of the head it began with.
+
+    fleet: the model with the last head, as ``gateway export`` writes it.   kept: each client's own; empty when not
+    asked for.
+    """
+
+    fleet: bytes
+    kept: tuple[bytes, ...]
+    accuracy: tuple[float | None, ...]
+
+
+def held_out(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which of ``labels``, (n,), a device's store would hold out when they come in this order (device/store.py)."""
+    held = np.zeros(len(labels), np.bool_)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        held[rows] = (np.arange(len(rows)) + 2 * label) % HELD_EVERY == HELD_EVERY - 1
+    return held
+
+
+def simulate(
+    model: bytes,
+    layers: int,
+    clients: Sequence[Client],
+    *,
+    rounds: int,
+    train: wire.Train,
+    seed: int,
+    max_samples: int = 2000,
+    personal: Settings | None = None,
+) -> Simulated:
+    """``rounds`` rounds in which every client takes part; the same arguments give the same files.
+
+    train, max_samples: as an offer carries them.   personal: how a client fine-tunes; None leaves its choice out.
+    """
+    spec = head_spec(read_model(model), layers)
+    manifest = wire.Manifest("simulated", 1, 1, hashlib.sha256(model).digest(), len(model), layers, spec.tensors)
+    version = _first(manifest, spec)
+    boards = [_Board(Samples(manifest, spec, c.features, c.labels, c.held), version) for c in clients]
+    accuracy: list[float | None] = []
+    for number in range(1, rounds + 1):
+        offer = wire.Offer(bytes(8), number, version.digest, 0, version.steps, train, max_samples)
+        version, score = _round(boards, offer, version, seed)
+        accuracy.append(score)
+        if personal is not None:
+            for board in boards:
+                board.choose(version, personal)
+    none = np.empty((0, spec.feature_size), np.int8), np.empty(0, np.int64), np.empty(0, np.bool_)
+    fleet = patch(model, spec, Samples(manifest, spec, *none).quantised(_held(version))) if rounds else model
+    kept = [model if board.head is None else patch(model, spec, board.head) for board in boards]
+    return Simulated(fleet, tuple(kept), tuple(accuracy))
+
+
+class _Board:
+    """A device's memory between rounds: what its state.db and model/ hold."""
+
+    def __init__(self, samples: Samples, first: Version) -> None:
+        self.samples = samples
+        self.residual: tuple[bytes, bytes] | None = None
+        self.kept = Kept(0, "model", fitted=False, digest=b"", start=_held(first))
+        self.head: QuantHead | None = None  # of model/current.tflite; None: the file as it came
+
+    def train(self, base: HeldHead, offer: wire.Offer, rng: np.random.Generator) -> Trained:
+        """A client update that counts: what its codes leave unsaid waits for the next."""
+        trained = client_update(self.samples, base, offer, self.residual, rng)
+        self.residual = (trained.residual, floats_to_bytes(offer.steps))
+        return trained
+
+    def choose(self, version: Version, settings: Settings) -> None:
+        """Take the best candidate, as device/agent.py records it."""
+        head = _held(version)
+        choice = choose(self.samples, head, self.kept, settings)
+        if choice.head is None:
+            self.kept = replace(self.kept, chosen_at=head.version, kind=choice.kept)
+        else:
+            self.kept = Kept(head.version, choice.kept, choice.fitted, b"", head)
+            self.head = choice.head
+
+
+def _round(boards: Sequence[_Board], offer: wire.Offer, base: Version, seed: int) -> tuple[Version, float | None]:
+    """The head that one round publishes, and the mean accuracy of its base on held-out samples."""
+    manifest = boards[0].samples.manifest
+    summed, ranges, scores = aggregate.RunningSum(manifest.shapes), [], []
+    for place, board in enumerate(boards):
+        if not board.samples.can_train:
+            continue
+        trained = board.train(_held(base), offer, np.random.default_rng([seed, offer.number, place]))
+        summed.add(trained.codes, trained.samples)
+        ranges.append(trained.ranges)
+        if trained.metrics is not None:
+            scores.append(trained.metrics.accuracy)
+    scales = wire.decode(wire.Head, signed.payload_of(base.signed)).scales
+    new = aggregate.publish(HeadBody(base.body, scales), base.residual, manifest.shapes, base.steps, summed)
+    steps, digest = aggregate.next_steps(base.steps, summed.peaks), _digest(manifest)
+    version = make_version(offer.number, new, steps, summed.weight, digest, aggregate.merge_ranges(ranges), KEY)
+    return version, float(np.mean(scores)) if scores else None
+
+
+def _first(manifest: wire.Manifest, spec: HeadSpec) -> Version:
+    """Version 0, as ``gateway init`` makes it."""
+    parameters = read_parameters(spec)
+    head = aggregate.Published(encode_head(parameters), b"")
+    return make_version(0, head, aggregate.first_steps(parameters), 0, _digest(manifest), None, KEY)
+
+
+def _digest(manifest: wire.Manifest) -> bytes:
+    return hashlib.sha256(wire.encode(manifest)).digest()
+
+
+def _held(version: Version) -> HeldHead:
+    return HeldHead(version.number, version.signed, version.body)
