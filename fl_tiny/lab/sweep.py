@@ -53,6 +53,7 @@ def sweep(labels: int | None, rounds: int, devices: int, seed: int) -> dict[str,
         seed=seed,
         max_samples=gateway.max_samples,
         personal=Settings(epochs=device.personal_epochs),
+        every_round=False,
     )
 
     def mean(files: list[bytes]) -> float:
