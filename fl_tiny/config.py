@@ -47,7 +47,7 @@ class DeviceSettings:
     pairing_code: str | None = None
     lan_timing: bool = False
     max_samples: int = 5000
-    personal_epochs: int = 60
+    personal_epochs: int = 30
 
 
 Rule = tuple[str, Callable[[Any], bool]]

@@ -34,6 +34,7 @@ Emit = Callable[[str, dict[str, Any]], None]
 BACK_OFF_S, BACK_OFF_LIMIT_S = 5.0, 900.0  # docs/protocol.md, stale session: full jitter
 ONCE_PATIENCE_S = 15.0  # how long `--once` waits for a round that is about to open, or for the head of its own
 SOON_S = 5.0  # a gateway that asks back this soon has something coming
+MOST_BEHIND = 5  # heads; beyond it a model is chosen between two rounds that follow at once
 KILL_WAIT_S = 1.0
 
 
@@ -249,13 +250,19 @@ class Agent:
     # ---- the child ------------------------------------------------------------------------------------------
 
     def _start_child(self) -> None:
-        """Start a job when there is something to do and no child at work."""
+        """Start a job when there is something to do and no child at work.
+
+        A round goes first: a board chooses its model when no round waits for it, or when it is too far behind.
+        """
+        head = self._store.head()
+        behind = head.version - self._store.kept().chosen_at
         training = self._session.state is session.State.TRAINING
-        choosing = self._store.kept().chosen_at < self._store.head().version
+        superseded = training or (self._store.get("last_round") or 0) > head.version
+        choosing = behind > (MOST_BEHIND if superseded else 0)
         if self._child is not None or not (training or choosing):
             return
         offer = wire.encode(self._offer) if training and self._offer is not None else None
-        head = self._given = self._store.head()
+        self._given = head
         self._started = time.monotonic()
         wanted = job.Job(int(choosing), self._settings.personal_epochs, head.signed, head.body, offer)
         self._child = asyncio.create_task(self._work(wire.encode(wanted)))

@@ -8,7 +8,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from fl_tiny import __version__, statedir
+from fl_tiny import __version__
+from fl_tiny.files import write_atomic
 from fl_tiny.lab import chart
 from fl_tiny.lab.chart import Series
 from fl_tiny.lab.measure import Result, confusion, device_rows, summary
@@ -74,8 +75,8 @@ def write(result: Result, page: Path, figures: Path) -> None:
         "runtime": result.runtime,
         "version": __version__,
     }
-    statedir.write_atomic(figures, (json.dumps(found, indent=1) + "\n").encode(), 0o644)
-    statedir.write_atomic(page, html(result).encode(), 0o644)
+    write_atomic(figures, (json.dumps(found, indent=1) + "\n").encode(), 0o644)
+    write_atomic(page, html(result).encode(), 0o644)
 
 
 def labels_rows(result: Result) -> list[dict[str, Any]]:

@@ -18,7 +18,6 @@ from fl_tiny.gateway.store import Version
 from fl_tiny.learn.head import HeadSpec, head_spec, read_parameters
 from fl_tiny.learn.requant import QuantHead, patch
 from fl_tiny.learn.tflite import read_model
-from fl_tiny.learn.train import Settings
 from fl_tiny.protocol import aggregate, signed, wire
 from fl_tiny.protocol.update import HeadBody, encode_head
 
@@ -65,12 +64,12 @@ def simulate(
     train: wire.Train,
     seed: int,
     max_samples: int = 2000,
-    personal: Settings | None = None,
+    personal_epochs: int | None = None,
     every_round: bool = True,
 ) -> Simulated:
     """``rounds`` rounds in which every client takes part; the same arguments give the same files.
 
-    train, max_samples: as an offer carries them.   personal: how a client fine-tunes; None leaves its choice out.
+    train, max_samples: as an offer carries them.   personal_epochs: of a client's own model; None: no choice.
     every_round: choose behind each round, as devices do; False: behind the last one, which is several times faster.
     """
     spec = head_spec(read_model(model), layers)
@@ -82,9 +81,9 @@ def simulate(
         offer = wire.Offer(bytes(8), number, version.digest, 0, version.steps, train, max_samples)
         version, score = _round(boards, offer, version, seed)
         accuracy.append(score)
-        if personal is not None and (every_round or number == rounds):
+        if personal_epochs is not None and (every_round or number == rounds):
             for board in boards:
-                board.choose(version, personal)
+                board.choose(version, personal_epochs)
     none = np.empty((0, spec.feature_size), np.int8), np.empty(0, np.int64), np.empty(0, np.bool_)
     fleet = patch(model, spec, Samples(manifest, spec, *none).quantised(_held(version))) if rounds else model
     kept = [model if board.head is None else patch(model, spec, board.head) for board in boards]
@@ -106,10 +105,10 @@ class _Board:
         self.residual = (trained.residual, floats_to_bytes(offer.steps))
         return trained
 
-    def choose(self, version: Version, settings: Settings) -> None:
+    def choose(self, version: Version, epochs: int) -> None:
         """Take the best candidate, as device/agent.py records it."""
         head = _held(version)
-        choice = choose(self.samples, head, self.kept, settings)
+        choice = choose(self.samples, head, self.kept, epochs)
         if choice.head is None:
             self.kept = replace(self.kept, chosen_at=head.version, kind=choice.kept)
         else:

@@ -52,7 +52,7 @@ def sweep(labels: int | None, rounds: int, devices: int, seed: int) -> dict[str,
         train=wire.Train(gateway.epochs, gateway.batch, gateway.rate),
         seed=seed,
         max_samples=gateway.max_samples,
-        personal=Settings(epochs=device.personal_epochs),
+        personal_epochs=device.personal_epochs,
         every_round=False,
     )
 
