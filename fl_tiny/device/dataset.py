@@ -20,6 +20,7 @@ from fl_tiny.learn.quant import Affine
 from fl_tiny.learn.tflite import Tensor
 
 MAX_X_BYTES = 1 << 30  # guess: 5,000 pictures of 224 x 224 x 3 bytes; read a batch at a time, never held
+MAX_TURNED_BYTES = 256 << 20  # an array in Fortran order is held as a whole
 MAX_Y_BYTES = 8 << 20  # a million labels of eight bytes
 MAX_MEMBERS = 64
 BATCH = 32  # samples that are real numbers at a time
@@ -36,6 +37,7 @@ class Dataset:
     labels: NDArray[np.int64] | None
     source: Tensor
     dtype: np.dtype[Any]
+    fortran: bool = False
 
     def batches(self) -> Iterator[NDArray[Any]]:
         """Samples as codes of the model's input, (n, *shape without batch), at most ``BATCH`` at a time.
@@ -47,9 +49,16 @@ class Dataset:
         try:
             with zipfile.ZipFile(self.path) as archive, archive.open("x.npy") as member:
                 _header(member, "x")
+                whole = None
+                if self.fortran:  # the samples lie interleaved: this one case is read as a whole
+                    whole = np.frombuffer(_exactly(member, self.samples * row), self.dtype)
+                    whole = whole.reshape(self.samples, *shape, order="F")
                 for start in range(0, self.samples, BATCH):
                     count = min(BATCH, self.samples - start)
-                    part = np.frombuffer(_exactly(member, count * row), self.dtype).reshape(count, *shape)
+                    if whole is None:
+                        part = np.frombuffer(_exactly(member, count * row), self.dtype).reshape(count, *shape)
+                    else:
+                        part = np.ascontiguousarray(whole[start : start + count])
                     yield _codes(part, self.source, start)
                 member.read(1)  # reaching the end is what compares the checksum
         except DAMAGED as fault:
@@ -66,7 +75,7 @@ def open_dataset(path: Path, source: Tensor, *, classes: int | None) -> Dataset:
         with zipfile.ZipFile(path) as archive:
             _bound(archive, path)
             with archive.open("x.npy") as member:
-                shape, dtype = _header(member, "x")
+                shape, fortran, dtype = _header(member, "x")
             labels = None if classes is None else _labels(archive, path, classes)
             size = archive.getinfo("x.npy").file_size
     except OSError as fault:
@@ -87,9 +96,13 @@ def open_dataset(path: Path, source: Tensor, *, classes: int | None) -> Dataset:
         raise DataError(f"{path}: x has no samples")
     if size < math.prod(shape) * dtype.itemsize:
         raise DataError(f"{path}: x ends before its {shape[0]} samples do", hint="copy the file again")
+    if fortran and size > MAX_TURNED_BYTES:
+        raise DataError(
+            f"{path}: x is in Fortran order and takes {size} bytes", hint="numpy.ascontiguousarray(x) turns it round"
+        )
     if labels is not None and len(labels) != shape[0]:
         raise DataError(f"{path}: x has {shape[0]} samples and y {len(labels)} labels")
-    return Dataset(path, shape[0], labels, source, dtype)
+    return Dataset(path, shape[0], labels, source, dtype, fortran)
 
 
 def _bound(archive: zipfile.ZipFile, path: Path) -> None:
@@ -104,8 +117,8 @@ def _bound(archive: zipfile.ZipFile, path: Path) -> None:
             raise DataError(f"{path}: {name} unpacks to {members[name].file_size} bytes, more than {limit}")
 
 
-def _header(member: IO[bytes], name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and type of the array whose bytes follow. Raises: DataError, ValueError."""
+def _header(member: IO[bytes], name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, Fortran order and type of the array whose bytes follow. Raises: DataError, ValueError."""
     version = npy.read_magic(member)  # type: ignore[no-untyped-call]  # numpy leaves it without types
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"{name} has array format {version}")
@@ -113,16 +126,14 @@ def _header(member: IO[bytes], name: str) -> tuple[tuple[int, ...], np.dtype[Any
     shape, fortran, dtype = read(member)  # type: ignore[no-untyped-call]
     if dtype.hasobject or dtype.kind not in "iuf" or dtype.shape:
         raise DataError(f"{name} holds {dtype} values instead of numbers", hint=HINT)
-    if fortran and len(shape) > 1:
-        raise DataError(f"{name} is in Fortran order", hint="numpy.ascontiguousarray(x) turns it round")
-    return tuple(shape), dtype
+    return tuple(shape), bool(fortran) and len(shape) > 1, dtype
 
 
 def _labels(archive: zipfile.ZipFile, path: Path, classes: int) -> NDArray[np.int64]:
     if "y.npy" not in archive.namelist():
         raise DataError(f"{path}: it has no array y with the labels", hint=HINT)
     with archive.open("y.npy") as member:
-        shape, dtype = _header(member, "y")
+        shape, _, dtype = _header(member, "y")
         if len(shape) != 1 or dtype.kind not in "iu":
             raise DataError(f"{path}: y is {dtype.name} of shape {list(shape)}; give one integer a sample")
         if shape[0] * dtype.itemsize > MAX_Y_BYTES:

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A foreign CoAP stack as a read-only peer of a real gateway: libcoap's clients by OpenSSL and by GnuTLS."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import cbor2
+import pytest
+from e2e.fleet import Fleet, cli
+
+CLIENTS = ("coap-client-openssl", "coap-client-gnutls")
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    found = Fleet(tmp_path_factory.mktemp("peer"))
+    found.gateway()
+    yield found
+    found.end()
+
+
+def get(client: str, uri: str, identity: str, key: str) -> bytes:
+    """What the client prints within three seconds."""
+    if shutil.which(client) is None:
+        pytest.skip(f"{client} is not installed: Debian's libcoap3-bin has it")
+    words = [client, "-m", "get", "-u", identity, "-k", key, "-B", "3", "-o", "-", uri]
+    done = subprocess.run(words, capture_output=True, check=False, timeout=30)
+    return done.stdout
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_peer_reads_the_directory_and_itself_and_nothing_with_a_wrong_key(fleet: Fleet, client: str) -> None:
+    peer = cli("gateway", "pair", fleet.gw, "--peer", client[-10:])
+    assert len(peer["key"]) == 32
+    base = f"coaps://127.0.0.1:{fleet.port}"
+    assert b"</d>" in get(client, f"{base}/.well-known/core", peer["identity"], peer["key"])
+    assert cbor2.loads(get(client, f"{base}/d", peer["identity"], peer["key"])) == {0: 17, 2: "peer", 3: 0}
+    assert b"</d>" not in get(client, f"{base}/.well-known/core", peer["identity"], "x" * 32)
+    assert b"</d>" not in get(client, f"{base}/.well-known/core", "peer:nobody", peer["key"])
+    assert get(client, f"{base}/o", peer["identity"], peer["key"]) == b"", "a peer may not read offers"
+
+
+def test_plain_coap_on_that_port_gets_nothing(fleet: Fleet) -> None:
+    peer = cli("gateway", "pair", fleet.gw, "--peer", "plain")
+    found = get(CLIENTS[0], f"coap://127.0.0.1:{fleet.port}/.well-known/core", peer["identity"], peer["key"])
+    assert found == b""
+
+
+def test_a_peers_name_is_taken_once(fleet: Fleet, tmp_path: Path) -> None:
+    cli("gateway", "pair", fleet.gw, "--peer", "twice")
+    cli("gateway", "pair", fleet.gw, "--peer", "twice", code=78)
