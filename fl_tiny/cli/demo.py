@@ -16,7 +16,7 @@ from fl_tiny.cli.common import command, show, table
 T = TypeVar("T")
 
 OUT = Path("fl-tiny-demo")
-DEVICES, ROUNDS, LABELS = 10, 6, "10"
+DEVICES, ROUNDS, LABELS = 10, 6, "5"
 
 
 def add(parent: Any) -> None:

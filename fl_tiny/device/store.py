@@ -163,7 +163,7 @@ class DeviceStore:
             for features, label in rows:
                 place = seen.get(str(label), 0)
                 seen[str(label)] = place + 1
-                held = (place + 2 * label) % HELD_EVERY == HELD_EVERY - 1  # small classes do not all hold out at once
+                held = is_held_out(place, label)
                 db.execute("INSERT INTO sample(label, held, features) VALUES(?,?,?)", (label, held, features))
                 counts[label] = counts.get(label, 0) + 1
                 total, added = total + 1, added + 1
@@ -270,6 +270,11 @@ def _connect(path: Path) -> sqlite3.Connection:
     except sqlite3.DatabaseError as cause:
         raise EnvironmentFault(f"{path} cannot be opened: {cause}", hint="restore it, or enrol again") from cause
     return db
+
+
+def is_held_out(place: int, label: int) -> bool:
+    """Is the sample that came as number ``place`` of its class held out? Small classes do not all begin with one."""
+    return (place + 2 * label) % HELD_EVERY == HELD_EVERY - 1
 
 
 def floats_to_bytes(values: Sequence[float]) -> bytes:

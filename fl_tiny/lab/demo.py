@@ -7,7 +7,8 @@ import asyncio
 import os
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,11 +28,9 @@ from fl_tiny.lab.relay import HOST, Relay
 MARKER = ".fl-tiny-demo"  # a folder that holds it is an earlier demo's, and may be replaced
 FOLDERS = ("gateway", "devices", "data", "models", "logs")
 PAGE, FIGURES = "report.html", "report.json"
-SEED = 1  # of the draw of labelled windows
 SWEEP = ("20", "all", "10", "5")  # labels a class; the longest first
 CODES_LAST = "2h"
 DEADLINE_S = 120  # of a round: a device that dies holds the others up no longer
-LAST_WAIT_S = 60.0  # what a device gets to choose its model once the gateway has ended
 COLD_WAIT_S = 60.0
 
 
@@ -47,13 +46,12 @@ class Progress(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What is asked of a demo. labels: a class and device; None: all there are.   sweep: simulate other numbers too."""
+    """What is asked of a demo. labels: a class and device; None: all there are."""
 
     devices: int
     rounds: int
     labels: int | None
     out: Path
-    sweep: bool = True
 
 
 def prepare(out: Path) -> None:
@@ -102,23 +100,23 @@ class _Demo:
         self._watch = watch.load()
         self._arms = self._watch.arms[: options.devices]
         self._gateway = options.out / "gateway"
-        self._relay = Relay()
-        self._labelled = {arm.name: watch.labelled(arm.earlier, options.labels, SEED) for arm in self._arms}
+        self._labelled = {arm.name: watch.labelled(arm, options.labels) for arm in self._arms}
         self._kept: dict[str, str] = {}  # which candidate each device holds
 
     async def run(self) -> Result:
         """All of it."""
-        try:
-            await self._init()
-            gateway = await self._start_gateway(len(self._arms), "--rounds", str(self._options.rounds))
-            await self._enrol_all()
-            passed = await self._rounds(gateway)
-            await self._join_cold()
-        finally:
-            self._relay.close()
+        await self._init()
+        with closing(Relay()) as relay:
+            gateway = await self._start_gateway(relay, len(self._arms), "--rounds", str(self._options.rounds))
+            await self._enrol_all(relay)
+            passed = await self._rounds(relay, gateway)
+            await self._start_gateway(relay, len(self._arms))
+            await self._join(relay)
+            await self._children.end()
+        self._progress.line(f"{self._watch.cold.name} joined without labels and took the fleet's head")
         await _few_at_a_time([partial(self._alone, arm) for arm in self._arms])
         own = "all" if self._options.labels is None else str(self._options.labels)  # the fleet itself has shown that
-        others = [labels for labels in SWEEP if labels != own] if self._options.sweep else []
+        others = [labels for labels in SWEEP if labels != own]
         sweep = await _few_at_a_time([partial(self._sweep, labels) for labels in others])
         return await self._result(passed, sweep)
 
@@ -134,7 +132,7 @@ class _Demo:
         files = ("--model", self._path("before"), "--labels", labels)
         await self._children.call("init", "gateway", "init", self._gateway, *files)
 
-    async def _start_gateway(self, clients: int, *more: str) -> Child:
+    async def _start_gateway(self, relay: Relay, clients: int, *more: str) -> Child:
         """Start the gateway, and let the relay lead to it."""
         wanted = ("--clients", str(clients), "--quorum", "1", "--deadline", str(DEADLINE_S), "--interval", "0", *more)
         gateway = await self._children.start(
@@ -142,19 +140,19 @@ class _Demo:
         )
         async for event in gateway.events():
             if event["event"] == "listening":
-                self._relay.gateway_port = int(event["uri"].rpartition(":")[2])
+                relay.gateway_port = int(event["uri"].rpartition(":")[2])
                 return gateway
         await gateway.succeeded()
         raise EnvironmentFault("the gateway ended before it listened")
 
-    async def _enrol_all(self) -> None:
+    async def _enrol_all(self, relay: Relay) -> None:
         """Enrol every device with a code of its own, then teach it its samples."""
         codes = await self._codes(len(self._arms))
         enrolled = 0
 
         async def one(name: str, code: str) -> None:
             nonlocal enrolled
-            await self._enroll(name, code)
+            await self._enroll(relay, name, code)
             await self._children.call(name, "samples", "add", self._device(name), "--data", self._data(name))
             enrolled += 1
             self._progress.status(f"enrolled {enrolled} of {len(self._arms)} devices")
@@ -168,31 +166,32 @@ class _Demo:
         made = await self._children.call("pair", *asked)
         return [each["code"] for each in (made if count > 1 else [made])]
 
-    async def _enroll(self, name: str, code: str) -> None:
-        where = ("--gateway", f"{HOST}:{self._relay.port}", "--name", name)
+    async def _enroll(self, relay: Relay, name: str, code: str) -> None:
+        where = ("--gateway", f"{HOST}:{relay.port}", "--name", name)
         await self._children.call(name, "device", "enroll", self._device(name), "--code", code, *where)
 
-    async def _rounds(self, gateway: Child) -> int:
+    async def _rounds(self, relay: Relay, gateway: Child) -> int:
         """Run every device until the rounds are over; the UDP payload that took, in bytes."""
-        before = self._relay.bytes
-        working = [asyncio.create_task(self._tell(gateway))]
+        before = relay.bytes
+        devices = [await self._device_run(arm.name) for arm in self._arms]
+        following = asyncio.create_task(_all_or_fault([self._follow(device) for device in devices]))
+        telling = asyncio.create_task(self._tell(gateway))
         try:
-            for arm in self._arms:
-                until = ("--rounds", str(self._options.rounds), "--json")
-                device = await self._children.start(arm.name, "device", "run", self._device(arm.name), *until)
-                working.append(asyncio.create_task(self._follow(device)))
-            pending = set(working)
-            while pending:
-                wait_s = LAST_WAIT_S if working[0].done() else None
-                done, pending = await asyncio.wait(pending, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    task.result()
-                if not done:
-                    raise EnvironmentFault(f"{len(pending)} devices missed a round", hint="is the machine very busy?")
+            await asyncio.wait([following, telling], return_when=asyncio.FIRST_COMPLETED)
+            if following.done():
+                following.result()  # a device's fault ends the demo; devices that are all done leave the gateway behind
+            await telling
+            passed = relay.bytes - before
+            self._progress.status("every device chooses its model")
+            await following
         finally:
-            for task in working:
-                task.cancel()
-        return self._relay.bytes - before
+            following.cancel()
+            telling.cancel()
+        return passed
+
+    async def _device_run(self, name: str) -> Child:
+        until = ("--rounds", str(self._options.rounds), "--json")
+        return await self._children.start(name, "device", "run", self._device(name), *until)
 
     async def _follow(self, device: Child) -> None:
         """Remember what a device keeps, until it ends."""
@@ -222,11 +221,10 @@ class _Demo:
         began_at = "" if row["accuracy"] is None else f", began at held-out accuracy {row['accuracy']:.3f}"
         return f"round {number} of {self._options.rounds}: {row['received']} updates{began_at}, {row['seconds']:.1f} s"
 
-    async def _join_cold(self) -> None:
+    async def _join(self, relay: Relay) -> None:
         """A device without labels joins when the rounds are over, and takes the fleet's head."""
         cold = self._watch.cold.name
-        await self._start_gateway(len(self._arms) + 1)  # more than there are: it opens no round
-        await self._enroll(cold, (await self._codes(1))[0])
+        await self._enroll(relay, cold, (await self._codes(1))[0])
         device = await self._children.start(cold, "device", "run", self._device(cold), "--json")
 
         async def chosen() -> None:
@@ -237,9 +235,7 @@ class _Demo:
         try:
             await asyncio.wait_for(chosen(), COLD_WAIT_S)
         except asyncio.TimeoutError as cause:
-            raise EnvironmentFault(f"{cold} never chose a model") from cause
-        await self._children.end()
-        self._progress.line(f"{cold} joined without labels and took the fleet's head")
+            raise EnvironmentFault(f"{cold} never chose a model", hint=f"see {self._options.out / 'logs'}") from cause
 
     # ---- figures --------------------------------------------------------------------------------------------
 
@@ -250,7 +246,7 @@ class _Demo:
 
     async def _sweep(self, labels: str) -> dict[str, Any]:
         self._progress.status(f"simulating {labels} labels a class")
-        asked = (labels, str(self._options.rounds), str(len(self._arms)), str(SEED))
+        asked = (labels, str(self._options.rounds), str(len(self._arms)))
         found: dict[str, Any] = await self._children.call("sweep", *asked, module="fl_tiny.lab.sweep")
         return found
 
@@ -300,7 +296,12 @@ async def _few_at_a_time(jobs: Iterable[Callable[[], Awaitable[Any]]]) -> list[A
         async with free:
             return await job()
 
-    tasks = [asyncio.create_task(one(job)) for job in jobs]
+    return await _all_or_fault([one(job) for job in jobs])
+
+
+async def _all_or_fault(works: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
+    """What they return, in order; the first fault ends them all."""
+    tasks = [asyncio.create_task(work) for work in works]
     try:
         return list(await asyncio.gather(*tasks))
     finally:

@@ -32,10 +32,11 @@ class Relay:
         return self.up_bytes + self.down_bytes
 
     def close(self) -> None:
-        """Give all sockets back."""
+        """Give all sockets back: from now on whoever sends here is told that nobody listens."""
         for way in (self._front, *self._ways.values()):
-            self._loop.remove_reader(way)
-            way.close()
+            if way.fileno() >= 0:
+                self._loop.remove_reader(way)
+                way.close()
         self._ways.clear()
 
     def _socket(self) -> socket.socket:

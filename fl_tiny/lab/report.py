@@ -22,15 +22,18 @@ STYLE = """
 *{box-sizing:border-box}
 body{margin:0;background:var(--paper);color:var(--ink);
 font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
+@media(max-width:600px){.rows th,.rows td{padding:5px 4px}.rows{font-size:.82rem}}
 main{max-width:1120px;margin:0 auto;padding:24px 16px 48px}
 h1{font-size:1.6rem;line-height:1.25;margin:0 0 4px;letter-spacing:-.01em}
 h2{font-size:1.02rem;margin:0 0 2px}
 p{margin:0 0 12px}.lead,.note{color:var(--soft)}.note{font-size:.86rem;margin:6px 0 0}
 .tiles,.cards{display:grid;gap:14px;margin:14px 0}
-.tiles{grid-template-columns:repeat(auto-fit,minmax(150px,1fr))}
+.tiles{grid-template-columns:repeat(auto-fit,minmax(165px,1fr))}
 .cards{grid-template-columns:repeat(auto-fit,minmax(min(100%,460px),1fr))}
 .tile,.card{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:14px 16px;min-width:0}
-.tile b{display:block;font-size:1.72rem;line-height:1.15;font-variant-numeric:tabular-nums}
+.rows:not(.facts) td:first-child,.facts td:last-child{white-space:nowrap}
+.tile b{display:block;white-space:nowrap;font-size:1.4rem;
+line-height:1.15;font-variant-numeric:tabular-nums}
 .tile span{color:var(--soft);font-size:.86rem}.tile b.global{color:var(--global)}.tile b.personal{color:var(--personal)}
 svg{display:block;width:100%;height:auto}
 svg text{fill:var(--soft);font:14px system-ui,sans-serif;font-variant-numeric:tabular-nums}
@@ -46,7 +49,7 @@ rect.personal,circle.personal,text.end.personal{fill:var(--personal)}
 .legend i{display:inline-block;width:11px;height:11px;border-radius:3px;margin-right:6px}
 i.before{background:var(--before)}i.alone{background:var(--alone)}
 i.global{background:var(--global)}i.personal{background:var(--personal)}
-.scroll{overflow-x:auto}
+.last{margin-bottom:22px}.scroll{overflow-x:auto}
 table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums}
 table.rows{width:100%}.rows th,.rows td{text-align:right;padding:5px 8px;border-bottom:1px solid var(--line)}
 .rows th:first-child,.rows td:first-child,.rows td:last-child,.rows th:last-child{text-align:left}
@@ -56,7 +59,9 @@ table.rows{width:100%}.rows th,.rows td{text-align:right;padding:5px 8px;border-
 .counts td{text-align:center;height:31px;border:1px solid var(--card);border-radius:4px}
 .counts .right{background:color-mix(in srgb,var(--personal) calc(var(--share)*80%),transparent)}
 .counts .wrong{background:color-mix(in srgb,var(--bad) calc(var(--share)*160%),transparent)}
-.pair{display:flex;align-items:center;gap:14px}.pair b{font-size:1.7rem}.pair i{font-style:normal;color:var(--soft)}
+.pair{display:flex;flex-wrap:wrap;align-items:center;gap:2px 12px}
+.pair b{white-space:nowrap}
+.pair b{font-size:1.7rem}.pair i{font-style:normal;color:var(--soft)}
 @media print{:root{--paper:#fff}body{font-size:12px}main{max-width:none;padding:0}.card,.tile{break-inside:avoid}
 .counts td,.legend i,svg{-webkit-print-color-adjust:exact;print-color-adjust:exact}}
 """
@@ -119,7 +124,7 @@ def _tiles(result: Result, found: dict[str, Any]) -> str:
         ("", _percent(found["before"]), "model as shipped"),
         ("global", _percent(found["global"]), "the fleet's head"),
         ("personal", _percent(found["personal"]), "each device's own model"),
-        ("", f"{100 * found['gain']:+.1f}", "points over learning alone"),
+        ("", _signed(found["gain"]), "points over learning alone"),
         ("global", f"{_percent(result.cold[0])} → {_percent(result.cold[1])}", "a device without labels"),
         ("", f"{found['bytes_per_round'] / 1000:.1f} kB", "a device and round"),
     )
@@ -162,7 +167,7 @@ def _by_labels(result: Result) -> str:
     series = [Series(name, key, [row[key] for row in rows]) for name, key in names]
     ticks = ["all" if row["labels"] is None else str(row["labels"]) for row in rows]
     gains = ", ".join(
-        f"{100 * (row['personal'] - row['alone']):+.1f} at {tick}" for row, tick in zip(rows, ticks, strict=True)
+        f"{_signed(row['personal'] - row['alone'])} at {tick}" for row, tick in zip(rows, ticks, strict=True)
     )
     real = "all" if result.labels is None else str(result.labels)
     note = (
@@ -179,7 +184,7 @@ def _cost(result: Result, found: dict[str, Any]) -> str:
         ("a round, on the average", f"{sum(row['seconds'] for row in rows) / len(rows):.1f} s"),
         ("raw inputs that stayed on the devices", f"{found['raw_bytes_kept']:,} B"),
         ("raw inputs that left them", "0 B"),
-        ("least change of a device, kept model against shipped", f"{100 * found['worst']:+.1f} points"),
+        ("least change of a device, kept model against shipped", f"{_signed(found['worst'])} points"),
         ("the whole demo", f"{found['seconds']:.0f} s"),
     )
     body = "".join(f"<tr><td>{escape(what)}</td><td>{escape(value)}</td></tr>" for what, value in facts)
@@ -198,8 +203,8 @@ def _cold(result: Result) -> str:
     before, after = (_percent(value) for value in result.cold)
     return (
         f"<h2>A device without labels</h2><p class='pair'><b>{before}</b><i>as shipped</i><b>→ {after}</b>"
-        f"<i>with the fleet's head</i></p><p class='note'>{escape(result.cold_name)} joined when the rounds were over"
-        " and trained nothing itself.</p><br>"
+        f"<i>with the fleet's head</i></p><p class='note last'>{escape(result.cold_name)} joined when the rounds were"
+        " over and trained nothing itself.</p>"
     )
 
 
@@ -210,7 +215,7 @@ def _table(result: Result) -> str:
     for row in device_rows(result):
         cells = [escape(str(row["device"])), str(row["labels"])]
         cells += [_percent(row[name]) for name in names[2:6]]
-        cells += [f"{100 * row['gain']:+.1f}", escape(str(row["kept"]))]
+        cells += [_signed(row["gain"]), escape(str(row["kept"]))]
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     return f'<h2>All figures</h2><div class="scroll"><table class="rows"><tr>{head}</tr>{"".join(rows)}</table></div>'
 
@@ -222,3 +227,7 @@ def _confusion(result: Result, which: str) -> Any:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f}"
+
+
+def _signed(share: float) -> str:
+    return f"{100 * share:+.1f}".replace("-", "\N{MINUS SIGN}")

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_tiny.device.job import Trained
-from fl_tiny.device.store import HELD_EVERY, HeldHead, Kept, floats_to_bytes
+from fl_tiny.device.store import HeldHead, Kept, floats_to_bytes, is_held_out
 from fl_tiny.device.training import Samples, choose, client_update
 from fl_tiny.gateway.service import make_version
 from fl_tiny.gateway.store import Version
@@ -51,7 +51,7 @@ def held_out(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
     held = np.zeros(len(labels), np.bool_)
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
-        held[rows] = (np.arange(len(rows)) + 2 * label) % HELD_EVERY == HELD_EVERY - 1
+        held[rows] = [is_held_out(place, int(label)) for place in range(len(rows))]
     return held
 
 

@@ -15,6 +15,7 @@ DATA = "data"
 DEVICES = 10  # arms with labels; ORIGIN.md
 EARLIER, LATER = 0, 1  # values of the column ``part``
 SIDES = ("left", "right")
+SEED = 1  # of the draw of labelled windows
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,6 +34,7 @@ class Part:
 class Arm:
     """One device. name: such as ``w6-left``.   earlier: what it may learn from.   later: what it is tested on."""
 
+    number: int
     name: str
     earlier: Part
     later: Part
@@ -58,11 +60,12 @@ def load() -> Watch:
     return Watch((folder / "watch.tflite").read_bytes(), classes, arms[:DEVICES], arms[DEVICES])
 
 
-def labelled(pool: Part, per_class: int | None, seed: int) -> Part:
-    """``per_class`` windows of each class, drawn from the whole of ``pool`` and in its order; None: all of it."""
+def labelled(arm: Arm, per_class: int | None, seed: int = SEED) -> Part:
+    """``per_class`` windows of each class, drawn from the whole earlier part and in its order; None: all of it."""
+    pool = arm.earlier
     if per_class is None:
         return pool
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng([seed, arm.number])
     taken = [rng.permutation(np.flatnonzero(pool.y == label))[:per_class] for label in np.unique(pool.y)]
     return pool.rows(np.sort(np.concatenate(taken)))
 
@@ -74,4 +77,4 @@ def _arm(table: dict[str, NDArray[Any]], number: int) -> Arm:
         for part in (EARLIER, LATER)
     ]
     first = int(np.flatnonzero(own)[0])
-    return Arm(f"w{table['wearer'][first]}-{SIDES[table['side'][first]]}", *parts)
+    return Arm(number, f"w{table['wearer'][first]}-{SIDES[table['side'][first]]}", *parts)

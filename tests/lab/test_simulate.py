@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rounds in one process: the same seed gives the same files, and federating beats training alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fl_tiny.device.backbone import open_backbone
+from fl_tiny.device.store import DeviceStore
+from fl_tiny.lab import fashion, watch
+from fl_tiny.lab.simulate import Client, held_out, simulate
+from fl_tiny.learn.head import head_spec
+from fl_tiny.learn.tflite import cut, read_model
+from fl_tiny.protocol import wire
+
+FASHION = Path(__file__).parent.parent / "models" / "fashion.tflite"
+
+
+def clients(devices: int) -> tuple[bytes, list[Client]]:
+    found = watch.load()
+    model = read_model(found.model)
+    backbone = open_backbone(cut(model, head_spec(model, 2).feature_tensor))
+    made = []
+    for arm in found.arms[:devices]:
+        part = watch.labelled(arm, 5)
+        features = backbone.run(part.x).reshape(len(part.x), -1)
+        made.append(Client(features, part.y, held_out(part.y)))
+    return found.model, made
+
+
+def test_the_simulation_holds_out_what_a_devices_store_does(tmp_path: Path) -> None:
+    labels = np.random.default_rng(3).integers(0, 7, 200)
+    store = DeviceStore.create(tmp_path / "state.db")
+    store.add_samples(((bytes(4), int(label)) for label in labels), 5000)
+    stored = [held for _, _, held in store.samples()]
+    store.close()
+    assert stored == held_out(labels).tolist()
+
+
+def test_the_same_seed_gives_the_same_files_and_another_seed_others() -> None:
+    model, few = clients(2)
+    train = wire.Train(2, 16, 0.1)
+    one, same, other = (
+        simulate(model, 2, few, rounds=2, train=train, seed=seed, personal_epochs=2) for seed in (1, 1, 2)
+    )
+    assert (one.fleet, one.kept, one.accuracy) == (same.fleet, same.kept, same.accuracy)
+    assert one.fleet != other.fleet != model
+    assert len(one.fleet) == len(model) and len(one.kept) == 2
+
+
+def test_labels_are_spread_over_the_earlier_part_and_equally_many_a_class() -> None:
+    for arm in watch.load().arms:
+        part = watch.labelled(arm, 5)
+        assert np.bincount(part.y, minlength=7).tolist() == [5] * 7
+        assert watch.labelled(arm, None) is arm.earlier
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not fashion.IMAGES.is_dir(), reason="needs Debian's package dataset-fashion-mnist")
+def test_fifteen_lopsided_clients_learn_together_what_none_learns_alone() -> None:
+    found = fashion.run(FASHION.read_bytes(), 0.3, rounds=10, tested=1000)
+    assert found.fedavg > found.alone + 0.15
+    assert found.central > found.fedavg - 0.02
