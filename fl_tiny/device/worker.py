@@ -71,7 +71,7 @@ def main() -> None:
         job = wire.decode(Job, sys.stdin.buffer.read(FRAME_LIMIT), limit=FRAME_LIMIT)
         serve(Path(sys.argv[1]), job, out)
     except FlTinyError as fault:
-        _answer(out, Failed(str(fault).encode()[:512].decode(errors="ignore")))
+        _answer(out, Failed(str(fault).encode()[:512].decode("utf-8", "ignore")))
 
 
 def _write(directory: Path, data: bytes, samples: Samples, choice: Choice) -> bytes | None:

@@ -181,7 +181,7 @@ def device_rows(store: Store) -> list[dict[str, Any]]:
 
 
 def _manifest(data: bytes, file: Path, spec: HeadSpec, labels: tuple[str, ...] | None) -> wire.Manifest:
-    name = "".join(c for c in file.stem if c.isprintable())[:32].encode()[:32].decode(errors="ignore") or "model"
+    name = "".join(c for c in file.stem if c.isprintable())[:32].encode()[:32].decode("utf-8", "ignore") or "model"
     digest = hashlib.sha256(data).digest()
     return wire.Manifest(name, 1, 1, digest, len(data), len(spec.layers), spec.tensors, labels)
 

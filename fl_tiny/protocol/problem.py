@@ -40,7 +40,7 @@ class Problem:
 def encode(fault: FlTinyError) -> bytes:
     """The problem map for a fault; the detail names value and rule, never what a device learned."""
     code = fault.code if isinstance(fault, RemoteError) else Code.NONE
-    detail = fault.what.encode()[:_DETAIL_LIMIT].decode(errors="ignore")
+    detail = fault.what.encode()[:_DETAIL_LIMIT].decode("utf-8", "ignore")
     return cbor.encode({_TITLE: Code(code).name.lower(), _DETAIL: detail, PROBLEM_KEY: {1: int(code)}})
 
 
