@@ -297,6 +297,7 @@ class Agent:
         finally:
             if child.returncode is None:
                 child.kill()
+                await child.wait()  # else its transport outlives the event loop and complains
             await self._inbox.put(None)
 
     async def _end_child(self) -> None:
