@@ -7,14 +7,15 @@ feature codes and a label. No numpy: the idle agent reads this too.
 
 from __future__ import annotations
 
-import contextlib
 import sqlite3
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fl_tiny.database import transaction
 from fl_tiny.errors import ConfigError, EnvironmentFault
 
 SCHEMA_VERSION = 1
@@ -117,22 +118,8 @@ class DeviceStore:
         """Give the connection back."""
         self._db.close()
 
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
-            yield self._db
-            self._db.execute("COMMIT")
-        except sqlite3.OperationalError as cause:
-            self._rollback()
-            raise EnvironmentFault(f"the state could not be written: {cause}") from cause
-        except BaseException:
-            self._rollback()
-            raise
-
-    def _rollback(self) -> None:
-        if self._db.in_transaction:
-            self._db.execute("ROLLBACK")
+    def _transaction(self) -> AbstractContextManager[sqlite3.Connection]:
+        return transaction(self._db, "state")
 
     # ---- facts ----------------------------------------------------------------------------------------------
 

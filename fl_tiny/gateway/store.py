@@ -7,14 +7,15 @@ disk, and only then may a receipt leave (docs/protocol.md, "Store").
 
 from __future__ import annotations
 
-import contextlib
 import sqlite3
 import struct
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fl_tiny.database import transaction
 from fl_tiny.errors import ConfigError, EnvironmentFault, RemoteError
 from fl_tiny.protocol.wire import Code, Status
 
@@ -134,22 +135,8 @@ class Store:
         """Give the connection back."""
         self._db.close()
 
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
-            yield self._db
-            self._db.execute("COMMIT")
-        except sqlite3.OperationalError as cause:  # disk full, locked for 5 s, I/O error
-            self._rollback()
-            raise EnvironmentFault(f"the ledger could not be written: {cause}") from cause
-        except BaseException:
-            self._rollback()
-            raise
-
-    def _rollback(self) -> None:
-        if self._db.in_transaction:
-            self._db.execute("ROLLBACK")
+    def _transaction(self) -> AbstractContextManager[sqlite3.Connection]:
+        return transaction(self._db, "ledger")
 
     # ---- facts about the gateway ----------------------------------------------------------------------------
 
