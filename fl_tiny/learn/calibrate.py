@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_tiny.learn.dense import forward
-from fl_tiny.learn.head import Activation, Array, HeadSpec, bias_scale
-from fl_tiny.learn.requant import BATCH, MAX_BIAS, QuantHead, requantise
-from fl_tiny.learn.trail import Tail
+from fl_tiny.learn.head import Array, HeadSpec
+from fl_tiny.learn.layer import Activation, Dense, bias_scale
+from fl_tiny.learn.requant import BATCH, MAX_BIAS, TANH_END, QuantHead, requantise
+from fl_tiny.learn.trail import Step, Tail
 
 Codes = NDArray[np.int8]
 
@@ -21,30 +22,39 @@ FADED = 8.0  # nats below the best class a class counts for less than 1 in 3,000
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Seen:
-    """What samples did to a head: per layer the smallest, largest and mean value of each output, and ``lowest_best``,
-    the smallest over samples of the largest logit."""
+    """What samples did to a head: per layer the smallest and largest value of each output before a TANH, the same of
+    all that leaves the layer, and the mean of each input; ``lowest_best``: over samples, the least best logit."""
 
     low: list[Array]
     high: list[Array]
-    mean: list[Array]  # of the layer's input
+    left: list[tuple[float, float]]
+    mean: list[Array]
     lowest_best: float
 
 
 def calibrated(spec: HeadSpec, params: Sequence[Array], features: Codes) -> QuantHead:
-    """``params`` in int8 as suits ``features``, (n, in) codes. Raises: ModelError when they are not finite."""
+    """``params`` in int8 as suits ``features``, (n, features) codes. Raises: ModelError when they are not finite."""
     balanced = equalised(spec, params, features)
-    return corrected(spec, balanced, requantise(spec, balanced, activation_ranges(spec, balanced, features)), features)
+    ranges = _ranges(spec, _observe(spec, balanced, features))
+    return corrected(spec, balanced, requantise(spec, balanced, ranges), features)
 
 
 def activation_ranges(spec: HeadSpec, params: Sequence[Array], features: Codes) -> list[tuple[float, float]]:
-    """The range each layer's output needs codes for over ``features``, (n, in) codes, in real units.
+    """The range each layer's output needs codes for over ``features``, (n, features) codes, in real units.
 
     That is all of it; but of logits before a SOFTMAX only what is not certain to lose, which makes finer steps.
     """
-    seen = _observe(spec, params, features)
-    ranges = [(float(low.min()), float(high.max())) for low, high in zip(seen.low, seen.high, strict=True)]
-    if spec.tail is Tail.SOFTMAX:
-        ranges[-1] = (max(ranges[-1][0], seen.lowest_best - FADED), ranges[-1][1])
+    return [(span[0], span[1]) for span in _ranges(spec, _observe(spec, params, features))]
+
+
+def _ranges(spec: HeadSpec, seen: _Seen) -> list[tuple[float, ...]]:
+    """As ``activation_ranges``, with the range behind a pool where there is one."""
+    ranges: list[tuple[float, ...]] = []
+    for layer, low, high, left in zip(spec.layers, seen.low, seen.high, seen.left, strict=True):
+        ranges.append((float(low.min()), float(high.max()), *(left if layer.pool else ())))
+    if spec.tail is Tail.SOFTMAX and spec.layers[-1].pool is not Step.AVERAGE:
+        *before, low_end, high_end = ranges[-1]
+        ranges[-1] = (*before, max(low_end, seen.lowest_best - FADED), high_end)
     return ranges
 
 
@@ -58,7 +68,7 @@ def equalised(spec: HeadSpec, params: Sequence[Array], features: Codes) -> list[
     balanced, place = list(params), 0
     for depth, layer in enumerate(spec.layers[:-1]):
         size = 1 if layer.bias is None else 2
-        if layer.activation is not Activation.RELU6:
+        if _scales_through(layer, spec.layers[depth + 1]) and not spec.biases_only:
             seen = _observe(spec, balanced, features)
             scale = _unit_scales(balanced[place], balanced[place + size], seen.low[depth], seen.high[depth])
             balanced[place] = balanced[place] / scale[:, None]
@@ -101,28 +111,39 @@ def _unit_scales(weights: Array, after: Array, low: Array, high: Array) -> Array
     return np.where(alive, scale / middle, 1).astype(np.float32)
 
 
+def _scales_through(layer: Dense, after: Dense) -> bool:
+    """Does a unit's scale pass the activation unchanged, and reach one column of the next weights?"""
+    bends = layer.activation in (Activation.RELU6, Activation.TANH)
+    return not bends and layer.weights.shape[0] == after.weights.shape[1]
+
+
 def _observe(spec: HeadSpec, params: Sequence[Array], features: Codes) -> _Seen:
-    depth = range(len(spec.layers))
     sizes = [layer.weights.shape for layer in spec.layers]
     low, high = [np.zeros(out, np.float32) for out, _ in sizes], [np.zeros(out, np.float32) for out, _ in sizes]
-    total, lowest_best = [np.zeros(size) for _, size in sizes], np.inf
+    left, total, lowest_best = [(0.0, 0.0)] * len(sizes), [np.zeros(size) for _, size in sizes], np.inf
     for x in _parts(spec, features):
-        values = forward(spec, params, x)
-        for each in depth:
-            np.minimum(low[each], values[each + 1].min(axis=0), out=low[each])
-            np.maximum(high[each], values[each + 1].max(axis=0), out=high[each])
-            np.add(total[each], values[each].sum(axis=0), out=total[each])
-        lowest_best = min(lowest_best, float(values[-1].max(axis=1).min()))
+        passed = forward(spec, params, x)
+        leaving = [*passed.inputs[1:], passed.final]
+        for each, layer in enumerate(spec.layers):
+            y = passed.outputs[each]
+            if layer.activation is Activation.TANH:
+                y = np.arctanh(np.clip(y, -np.tanh(TANH_END), np.tanh(TANH_END)))
+            np.minimum(low[each], y.min(axis=0), out=low[each])
+            np.maximum(high[each], y.max(axis=0), out=high[each])
+            left[each] = (min(left[each][0], float(leaving[each].min())), max(left[each][1], float(leaving[each].max())))
+            np.add(total[each], passed.inputs[each].mean(axis=0) * len(x), out=total[each])
+        lowest_best = min(lowest_best, float(passed.final.max(axis=1).min()))
     means = [(each / len(features)).astype(np.float32) for each in total]
-    return _Seen(low, high, means, lowest_best)
+    return _Seen(low, high, left, means, lowest_best)
 
 
 def _mean_input(spec: HeadSpec, before: QuantHead, features: Codes) -> Array:
-    """The mean over ``features`` of what comes out of the layers ``before``; of the features where there are none."""
-    total = 0.0
+    """The mean over ``features`` of what goes into the layer behind the layers ``before``: of each of its inputs."""
+    total, width = 0.0, spec.layers[len(before.layers)].weights.shape[1]
     for start in range(0, len(features), BATCH):
         codes = features[start : start + BATCH]
-        total = total + (before.run(codes) if before.layers else spec.features.to_real(codes)).sum(axis=0, dtype=float)
+        real = before.run(codes) if before.layers else spec.features.to_real(codes)
+        total = total + real.reshape(-1, width).mean(axis=0, dtype=float) * len(codes)
     return np.asarray(total / len(features), np.float32)
 
 

@@ -1,51 +1,60 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dense layers in floating point: forward, losses, backward."""
+"""Layers in floating point: forward and backward, activations and pooling included."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fl_tiny.learn.head import Activation, HeadSpec
-from fl_tiny.learn.trail import Tail
-
-Floats = NDArray[np.floating[Any]]
+from fl_tiny.learn.head import HeadSpec
+from fl_tiny.learn.layer import Activation, Dense
+from fl_tiny.learn.loss import Floats
 
 
-def forward(spec: HeadSpec, params: Sequence[Floats], x: Floats) -> list[Floats]:
-    """The input and each layer's output, activation applied.
+class Passed(NamedTuple):
+    """What samples became on their way through the layers.
 
-    x: (n, in), real units of the features.   Each output: (n, out) of the dtype of x and params.
+    inputs: of each layer, (n * places, in).   outputs: of each layer, activation applied, (n * places, out).
+    final: what leaves the last layer, (n, outputs).
     """
-    values, place = [x], 0
+
+    inputs: list[Floats]
+    outputs: list[Floats]
+    final: Floats
+
+
+def forward(spec: HeadSpec, params: Sequence[Floats], x: Floats) -> Passed:
+    """Take ``x`` through the layers.
+
+    params: all of them, in order.   x: (n, features), real units.   Results have the dtype of x and params.
+    """
+    inputs, outputs, place, n = [], [], 0, len(x)
     for layer in spec.layers:
-        y = values[-1] @ params[place].T
+        x = x.reshape(n * layer.places, -1)
+        inputs.append(x)
+        y = x @ params[place].T
         place += 1
         if layer.bias is not None:
             y += params[place]
             place += 1
-        if layer.activation is not Activation.NONE:
-            np.maximum(y, 0, out=y)
-        if layer.activation is Activation.RELU6:
-            np.minimum(y, 6, out=y)
-        values.append(y)
-    return values
+        _activate(layer.activation, y)
+        outputs.append(y)
+        x = y.reshape(n, layer.places, -1).mean(axis=1) if layer.pool else y
+    return Passed(inputs, outputs, x.reshape(n, -1))
 
 
-def backward(spec: HeadSpec, params: Sequence[Floats], values: Sequence[Floats], grad: Floats) -> list[Floats]:
-    """Gradients of all parameters, in their order, from the gradient ``grad`` (n, out) of the last layer's output.
+def backward(spec: HeadSpec, params: Sequence[Floats], passed: Passed, grad: Floats) -> list[Floats]:
+    """Gradients of all parameters, in their order, from the gradient ``grad`` (n, outputs) of what leaves the head.
 
-    values: what ``forward`` returned for the same parameters.
+    passed: what ``forward`` returned for the same parameters.
     """
     grads: list[Floats] = []
-    place = len(params)
+    place, n = len(params), len(grad)
     for depth in range(len(spec.layers) - 1, -1, -1):
-        layer, x, y = spec.layers[depth], values[depth], values[depth + 1]
-        if layer.activation is not Activation.NONE:
-            grad = grad * ((y > 0) & (y < 6)) if layer.activation is Activation.RELU6 else grad * (y > 0)
+        layer, x, y = spec.layers[depth], passed.inputs[depth], passed.outputs[depth]
+        grad = _bent(layer, y, _spread(layer, grad, n))
         if layer.bias is not None:
             grads.append(grad.sum(axis=0))
             place -= 1
@@ -56,51 +65,28 @@ def backward(spec: HeadSpec, params: Sequence[Floats], values: Sequence[Floats],
     return grads[::-1]
 
 
-def loss_and_grad(tail: Tail, logits: Floats, labels: NDArray[np.int64]) -> tuple[float, Floats]:
-    """The mean loss in nats of the last layer's output under the model's tail, and its gradient.
-
-    logits: (n, k) floats.   labels: (n,) int64 in [0, k); in {0, 1} where k = 1.
-    """
-    return sigmoid_xent(logits, labels) if tail is Tail.LOGISTIC else softmax_xent(logits, labels)
-
-
-def softmax_xent(logits: Floats, labels: NDArray[np.int64]) -> tuple[float, Floats]:
-    """Mean cross-entropy in nats, and its gradient with respect to ``logits``.
-
-    logits: (n, k) float, unbounded.   labels: (n,) int64, each in [0, k).
-    The gradient is (n, k), of the dtype of ``logits``; each row sums to zero.
-    Source: Bishop, Pattern Recognition and Machine Learning (2006), section 4.3.4.
-    """
-    rows = np.arange(len(labels))
-    z = logits - logits.max(axis=1, keepdims=True)  # exp() of a trained head's logits overflows float32
-    grad = np.exp(z)
-    total = grad.sum(axis=1, keepdims=True)
-    loss = float(np.mean(np.log(total[:, 0]) - z[rows, labels]))
-    grad /= total
-    grad[rows, labels] -= 1
-    grad /= len(labels)
-    return loss, grad
+def _activate(activation: Activation, y: Floats) -> None:
+    """Apply an activation in place."""
+    if activation is Activation.TANH:
+        np.tanh(y, out=y)
+    elif activation is not Activation.NONE:
+        np.maximum(y, 0, out=y)
+    if activation is Activation.RELU6:
+        np.minimum(y, 6, out=y)
 
 
-def sigmoid_xent(logits: Floats, labels: NDArray[np.int64]) -> tuple[float, Floats]:
-    """Mean over samples of the summed binary cross-entropies, and the gradient with respect to ``logits``.
-
-    logits: (n, k) float, unbounded; each output stands for its own class, or one output for class 1 against 0.
-    Source: log(1 + exp(-|z|)) form, Murphy, Probabilistic Machine Learning (2022), section 10.2.3.
-    """
-    target = np.zeros_like(logits)
-    if logits.shape[1] == 1:
-        target[:, 0] = labels
-    else:
-        target[np.arange(len(labels)), labels] = 1
-    small = np.exp(-np.abs(logits))
-    loss = float(np.mean((np.maximum(logits, 0) - logits * target + np.log1p(small)).sum(axis=1)))
-    chance = np.where(logits >= 0, 1, small) / (1 + small)
-    return loss, (chance - target) / len(labels)
+def _spread(layer: Dense, grad: Floats, n: int) -> Floats:
+    """The gradient of a layer's outputs, (n * places, out), from that of what leaves it."""
+    units = layer.weights.shape[0]
+    if layer.pool is None:
+        return grad.reshape(n * layer.places, units)
+    return np.repeat(grad.reshape(n, units) / layer.places, layer.places, axis=0)
 
 
-def classes_of(logits: Floats) -> NDArray[np.int64]:
-    """The class each row stands for: the largest output, or whether the only output is above zero."""
-    if logits.shape[1] == 1:
-        return (logits[:, 0] > 0).astype(np.int64)
-    return np.asarray(logits.argmax(axis=1), np.int64)
+def _bent(layer: Dense, y: Floats, grad: Floats) -> Floats:
+    """The gradient before a layer's activation, whose result was ``y``."""
+    if layer.activation is Activation.TANH:
+        return grad * (1 - y * y)
+    if layer.activation is Activation.RELU6:
+        return grad * ((y > 0) & (y < 6))
+    return grad * (y > 0) if layer.activation is Activation.RELU else grad

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from fl_tiny.errors import DataError
 from fl_tiny.learn.calibrate import calibrated
-from fl_tiny.learn.dense import classes_of, loss_and_grad
 from fl_tiny.learn.head import Array, HeadSpec, read_parameters
+from fl_tiny.learn.loss import Targets, loss_and_grad, right_share, strata
 from fl_tiny.learn.requant import QuantHead, requantise
-from fl_tiny.learn.train import Labels, Settings, fit
+from fl_tiny.learn.train import Settings, fit
 
 Codes = NDArray[np.int8]
 Split = NDArray[np.bool_]  # True: held out
@@ -27,7 +27,7 @@ MIN_SAMPLES = 10  # guess: two held-out samples a fold; below it chance decides
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How the int8 head does on held-out samples: mean loss in nats, share of right classes."""
+    """How the int8 head does on held-out samples: mean loss (nats, or squared units), and ``loss.right_share``."""
 
     loss: float
     accuracy: float
@@ -49,16 +49,16 @@ def better(new: Score, old: Score) -> bool:
     return new.loss < old.loss and new.accuracy >= old.accuracy
 
 
-def splits(labels: Labels, rng: np.random.Generator) -> list[Split]:
+def splits(targets: Targets, rng: np.random.Generator) -> list[Split]:
     """One stratified held-out part where it has 50 samples or more, else five that cover all samples.
 
-    labels: (n,).   Each split: (n,) bool.   Raises: DataError below 10 samples.
+    targets: (n,) or (n, outputs).   Each split: (n,) bool.   Raises: DataError below 10 samples.
     """
-    n = len(labels)
+    n = len(targets)
     if n < MIN_SAMPLES:
         raise DataError(f"{n} samples are too few to hold some out", hint=f"collect {MIN_SAMPLES} or more")
     held = int(min(HELD_SHARE * n, max(HELD_ENOUGH, n / 10)))
-    order = np.lexsort((rng.random(n), labels))  # class by class, at random within each
+    order = np.lexsort((rng.random(n), strata(targets)))  # class by class, at random within each
     places = np.empty(n, np.int64)
     places[order] = np.arange(n)
     if held < HELD_ENOUGH:
@@ -67,16 +67,16 @@ def splits(labels: Labels, rng: np.random.Generator) -> list[Split]:
     return [(places + rng.integers(n)) * held % n < held]
 
 
-def judged(spec: HeadSpec, head: QuantHead, features: Codes, labels: Labels, parts: Sequence[Split]) -> Score:
+def judged(spec: HeadSpec, head: QuantHead, features: Codes, targets: Targets, parts: Sequence[Split]) -> Score:
     """The score of a head that has seen none of the samples, over the held-out parts."""
-    return _mean([_score(spec, head, features[part], labels[part]) for part in parts])
+    return _mean([_score(spec, head, features[part], targets[part]) for part in parts])
 
 
 def judged_fit(
     spec: HeadSpec,
     start: Sequence[Array],
     features: Codes,
-    labels: Labels,
+    targets: Targets,
     parts: Sequence[Split],
     *,
     settings: Settings,
@@ -85,8 +85,8 @@ def judged_fit(
     """The score of training from ``start``: on the rest of each split, judged in int8 on its held-out part."""
     scores = []
     for part in parts:
-        head = trained(spec, start, features[~part], labels[~part], settings=settings, rng=rng)
-        scores.append(_score(spec, head, features[part], labels[part]))
+        head = trained(spec, start, features[~part], targets[~part], settings=settings, rng=rng)
+        scores.append(_score(spec, head, features[part], targets[part]))
     return _mean(scores)
 
 
@@ -94,36 +94,36 @@ def trained(
     spec: HeadSpec,
     start: Sequence[Array],
     features: Codes,
-    labels: Labels,
+    targets: Targets,
     *,
     settings: Settings,
     rng: np.random.Generator,
 ) -> QuantHead:
     """The head fitted from ``start``, in int8 by the same samples. Raises: ModelError when it is not finite."""
-    return calibrated(spec, fit(spec, start, features, labels, settings=settings, rng=rng), features)
+    return calibrated(spec, fit(spec, start, features, targets, settings=settings, rng=rng), features)
 
 
 def personalise(
-    spec: HeadSpec, features: Codes, labels: Labels, settings: Settings, rng: np.random.Generator
+    spec: HeadSpec, features: Codes, targets: Targets, settings: Settings, rng: np.random.Generator
 ) -> Personalised:
     """Train the model's own head, and keep the result, refitted on all samples, only if the training was better.
 
-    features: (n, in) int8 codes of the feature tensor.   labels: (n,).   Raises: DataError for too few samples.
+    features: (n, in) int8 codes of the feature tensor.   targets: (n,) or (n, outputs).   Raises: DataError for too few samples.
     """
     start = read_parameters(spec)
-    parts = splits(labels, rng)
-    before = judged(spec, requantise(spec, start, None), features, labels, parts)
-    after = judged_fit(spec, start, features, labels, parts, settings=settings, rng=rng)
+    parts = splits(targets, rng)
+    before = judged(spec, requantise(spec, start, None), features, targets, parts)
+    after = judged_fit(spec, start, features, targets, parts, settings=settings, rng=rng)
     if not better(after, before):
         return Personalised(before, after, accepted=False, head=None)
-    head = trained(spec, start, features, labels, settings=settings, rng=rng)
+    head = trained(spec, start, features, targets, settings=settings, rng=rng)
     return Personalised(before, after, accepted=True, head=head)
 
 
-def _score(spec: HeadSpec, head: QuantHead, features: Codes, labels: Labels) -> Score:
-    logits = head.run(features)
-    loss, _ = loss_and_grad(spec.tail, logits, labels)
-    return Score(loss, float(np.mean(classes_of(logits) == labels)), len(labels))
+def _score(spec: HeadSpec, head: QuantHead, features: Codes, targets: Targets) -> Score:
+    outputs = head.run(features)
+    loss, _ = loss_and_grad(spec.loss, outputs, targets)
+    return Score(loss, right_share(spec.task, outputs, targets), len(targets))
 
 
 def _mean(scores: Sequence[Score]) -> Score:

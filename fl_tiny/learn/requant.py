@@ -11,43 +11,66 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_tiny.errors import ModelError
-from fl_tiny.learn.head import Activation, Array, Dense, HeadSpec, bias_scale
+from fl_tiny.learn.head import Array, HeadSpec
+from fl_tiny.learn.layer import Activation, Dense, bias_scale
 from fl_tiny.learn.quant import Affine, affine_over
+from fl_tiny.learn.trail import Step
 
-Ranges = Sequence[tuple[float, float]]
+Ranges = Sequence[tuple[float, ...]]  # a layer: least and largest output; then, if known, the same behind its MEAN
 
 BATCH = 256  # rows of features that are floats at a time
 MAX_WEIGHT = 127  # TFLite's weights are symmetric: -128 is not used
 MAX_BIAS = 2**30  # half of int32: the products of inputs and weights are added to it
 MAX_MULTIPLIER = 128.0  # input scale x weight scale / output scale; XNNPACK refuses 256 and above
 MIN_MULTIPLIER = 2.0**-31  # XNNPACK refuses less than 2**-32
+TANH_END = 4.0  # tanh(4) is within a tenth of a code of 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QuantDense:
-    """One layer's codes and scales, ready to be run or patched; arrays as in ``Dense``."""
+    """One layer's codes and scales, ready to be run or patched; arrays and codes as in ``layer.Dense``, its ``origin``."""
 
     weights: NDArray[np.int8]
     bias: NDArray[np.int32] | None
     weight_scale: NDArray[np.float32]
     input: Affine
     output: Affine
-    activation: Activation
+    pooled: Affine | None
+    origin: Dense
+
+    @property
+    def result(self) -> Affine:
+        """The codes that leave the layer."""
+        return self.pooled or self.origin.bent or self.output
 
     def run(self, codes: NDArray[np.int8]) -> NDArray[np.int8]:
-        """(n, in) codes of ``input`` to (n, out) codes of ``output``, to within one step as TFLite does."""
-        x = codes.astype(np.float64)  # exact: sums stay far below 2**53, and floats have a fast matrix product
+        """(n, inputs) codes of ``input`` to (n, outputs) codes of ``result``, to within one step as TFLite does."""
+        places = self.origin.places
+        x = codes.reshape(len(codes) * places, -1).astype(np.float64)  # exact: sums stay far below 2**53
         x -= self.input.zero_point
         total = x @ self.weights.T.astype(np.float64)
         if self.bias is not None:
             total += self.bias
         total *= np.float64(self.input.scale) * self.weight_scale.astype(np.float64) / self.output.scale
+        low, high = self._limits()
+        made = np.clip(np.rint(total) + self.output.zero_point, low, high).astype(np.int8)
+        if (bent := self.origin.bent) is not None:
+            every = np.arange(-128, 128, dtype=np.int8)
+            made = bent.to_codes(np.tanh(self.output.to_real(every)), np.int8).astype(np.int8)[made.astype(np.int16) + 128]
+        return self._pool(made.reshape(len(codes), places, -1)) if self.origin.pool else made.reshape(len(codes), -1)
+
+    def _limits(self) -> tuple[int, int]:
         low, high = -128, 127
-        if self.activation is not Activation.NONE:
+        if self.origin.activation in (Activation.RELU, Activation.RELU6):
             low = self.output.zero_point
-        if self.activation is Activation.RELU6:
+        if self.origin.activation is Activation.RELU6:
             high = min(127, self.output.zero_point + round(6 / self.output.scale))
-        result: NDArray[np.int8] = np.clip(np.rint(total) + self.output.zero_point, low, high).astype(np.int8)
+        return low, high
+
+    def _pool(self, codes: NDArray[np.int8]) -> NDArray[np.int8]:
+        before, after = self.origin.bent or self.output, self.result
+        mean = (codes.mean(axis=1, dtype=np.float64) - before.zero_point) * (before.scale / after.scale)
+        result: NDArray[np.int8] = np.clip(np.rint(mean + after.zero_point), -128, 127).astype(np.int8)
         return result
 
 
@@ -58,14 +81,15 @@ class QuantHead:
     layers: tuple[QuantDense, ...]
 
     def run(self, features: NDArray[np.int8]) -> Array:
-        """The last layer's output in real units, (n, out), for (n, in) feature codes."""
-        logits = np.empty((len(features), self.layers[-1].weights.shape[0]), np.float32)
+        """What leaves the last layer in real units, (n, outputs), for (n, features) codes."""
+        last = self.layers[-1]
+        outputs = np.empty((len(features), last.origin.outputs), np.float32)
         for start in range(0, len(features), BATCH):
             codes = features[start : start + BATCH]
             for layer in self.layers:
                 codes = layer.run(codes)
-            logits[start : start + BATCH] = self.layers[-1].output.to_real(codes)
-        return logits
+            outputs[start : start + BATCH] = last.result.to_real(codes)
+        return outputs
 
 
 def requantise(spec: HeadSpec, params: Sequence[Array], ranges: Ranges | None) -> QuantHead:
@@ -82,9 +106,10 @@ def requantise(spec: HeadSpec, params: Sequence[Array], ranges: Ranges | None) -
         weights = params[place]
         bias = None if layer.bias is None else params[place + 1]
         place += 1 if bias is None else 2
-        made = _requantise_layer(layer, source, weights, bias, None if ranges is None else ranges[depth])
+        span = None if ranges is None else ranges[depth]
+        made = _requantise_layer(layer, source, weights, bias, span, keep=spec.biases_only)
         layers.append(made)
-        source = made.output
+        source = made.result
     return QuantHead(tuple(layers))
 
 
@@ -92,7 +117,7 @@ def patch(data: bytes, spec: HeadSpec, head: QuantHead) -> bytes:
     """``data``, the file that ``spec`` was read from, with ``head`` written over its own; the length stays."""
     copy = bytearray(data)
     for layer, made in zip(spec.layers, head.layers, strict=True):
-        places = layer.places
+        places = layer.patches
         _write(copy, places.weights, made.weights.tobytes())
         _write(copy, places.weight_scale, made.weight_scale.astype("<f4").tobytes())
         if places.bias is not None and made.bias is not None:
@@ -101,34 +126,41 @@ def patch(data: bytes, spec: HeadSpec, head: QuantHead) -> bytes:
         if places.bias_scale is not None and _moved(layer, made):
             _write(copy, places.bias_scale, bias_scale(made.input, made.weight_scale).astype("<f4").tobytes())
         for scale_at, point_at in places.outputs:
-            _write(copy, scale_at, struct.pack("<f", made.output.scale))
-            _write(copy, point_at, struct.pack("<q", made.output.zero_point))
+            _write_affine(copy, scale_at, point_at, made.output)
+        for scale_at, point_at in places.pooled:
+            _write_affine(copy, scale_at, point_at, made.pooled or made.output)
     assert len(copy) == len(data)
     return bytes(copy)
 
 
 def _requantise_layer(
-    layer: Dense, source: Affine, weights: Array, bias: Array | None, span: tuple[float, float] | None
+    layer: Dense, source: Affine, weights: Array, bias: Array | None, span: tuple[float, ...] | None, *, keep: bool
 ) -> QuantDense:
-    output = layer.output if span is None or layer.keep_output else affine_over(*_clipped(layer, span))
-    scale = _weight_scale(layer, source, output, weights, bias, keep=span is None)
-    if not layer.keep_output and span is not None:
+    output, pooled = layer.output, layer.pooled
+    if span is not None and not layer.keeps_output:
+        output = affine_over(*_clipped(layer, span[0], span[1]))
+    if span is not None and layer.patches.pooled:
+        pooled = affine_over(*_clipped(layer, span[-2], span[-1]))
+    scale = _weight_scale(layer, source, output, weights, bias, keep=keep or span is None)
+    if not layer.keeps_output and span is not None:
         output = _bounded(output, source.scale * float(scale.max()))
     codes = np.clip(np.rint(weights / scale[:, None]), -MAX_WEIGHT, MAX_WEIGHT).astype(np.int8)
     same = np.array_equal(scale, layer.weight_scale) and source == layer.input
     if same:  # -128, or a bias beyond float32's 24 bits, would not survive the way through real numbers
         codes = np.where(weights == layer.weights * scale[:, None], layer.weights, codes)
     if bias is None or layer.bias is None:
-        return QuantDense(codes, None, scale, source, output, layer.activation)
+        return QuantDense(codes, None, scale, source, output, pooled, layer)
     step = bias_scale(source, scale)
     sums = np.clip(np.rint(bias.astype(np.float64) / step), -MAX_BIAS, MAX_BIAS).astype(np.int32)
     if same:
         sums = np.where(bias == layer.bias.astype(np.float32) * step, layer.bias, sums)
-    return QuantDense(codes, sums, scale, source, output, layer.activation)
+    return QuantDense(codes, sums, scale, source, output, pooled, layer)
 
 
-def _clipped(layer: Dense, span: tuple[float, float]) -> tuple[float, float]:
-    return (span[0], min(span[1], 6.0)) if layer.activation is Activation.RELU6 else span
+def _clipped(layer: Dense, low: float, high: float) -> tuple[float, float]:
+    if layer.activation is Activation.TANH:
+        return max(low, -TANH_END), min(high, TANH_END)
+    return low, min(high, 6.0) if layer.activation is Activation.RELU6 else high
 
 
 def _weight_scale(
@@ -160,6 +192,11 @@ def _bounded(output: Affine, product: float) -> Affine:
 
 def _moved(layer: Dense, made: QuantDense) -> bool:
     return made.input != layer.input or not np.array_equal(made.weight_scale, layer.weight_scale)
+
+
+def _write_affine(copy: bytearray, scale_at: int, point_at: int, affine: Affine) -> None:
+    _write(copy, scale_at, struct.pack("<f", affine.scale))
+    _write(copy, point_at, struct.pack("<q", affine.zero_point))
 
 
 def _write(copy: bytearray, at: int, data: bytes) -> None:

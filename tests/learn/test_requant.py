@@ -191,8 +191,8 @@ def test_equalising_changes_no_output() -> None:
         spec = head_spec(read_model(data), layers)
         codes = np.random.default_rng(0).integers(-128, 128, (50, spec.feature_size), np.int8)
         params, x = read_parameters(spec), spec.features.to_real(codes)
-        after = forward(spec, equalised(spec, params, codes), x)[-1]
-        assert after == pytest.approx(forward(spec, params, x)[-1], rel=1e-3, abs=1e-3)
+        after = forward(spec, equalised(spec, params, codes), x).final
+        assert after == pytest.approx(forward(spec, params, x).final, rel=1e-3, abs=1e-3)
 
 
 def test_numbers_that_are_not_finite_are_refused() -> None:
