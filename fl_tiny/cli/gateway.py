@@ -10,6 +10,8 @@ from typing import Any
 
 from fl_tiny.cli.common import command, duration, events, group, progress, show, table
 
+TASKS = ("classification", "multi-label", "regression")  # learn/loss.py; help needs no numpy
+
 
 def add(parent: Any) -> None:
     """Declare the commands of this group."""
@@ -17,7 +19,15 @@ def add(parent: Any) -> None:
     p = command(sub, "init", init, "fl-tiny gateway init gw --model model.tflite --labels labels.txt")
     p.add_argument("dir", type=Path)
     p.add_argument("--model", type=Path, required=True, help="the int8 .tflite the fleet trains")
-    p.add_argument("--layers", type=int, metavar="K", help="train the last K dense layers (default: 2, or 1 if only 1)")
+    p.add_argument(
+        "--layers", type=int, metavar="K", help="train the last K layers (default: 2 dense ones, or 1 if only 1)"
+    )
+    p.add_argument(
+        "--task", choices=TASKS, help="what the outputs are taught (default: classification where it can be)"
+    )
+    p.add_argument(
+        "--bias-only", action="store_true", help="train the layers' biases alone: a tenth of the bytes or less"
+    )
     p.add_argument("--labels", type=Path, metavar="L.txt", help="names of the classes, one a line")
     p = command(sub, "run", run, "fl-tiny gateway run gw --web 127.0.0.1:8080 --clients 10 --interval 600")
     p.add_argument("dir", type=Path)
@@ -51,10 +61,12 @@ def add(parent: Any) -> None:
 def init(args: argparse.Namespace) -> None:
     """Make DIR the gateway of a fleet that trains this model."""
     from fl_tiny.gateway import setup
+    from fl_tiny.learn.loss import Task
 
-    made = setup.initialise(args.dir, args.model, args.layers, args.labels)
+    wanted = setup.Wanted(args.layers, Task(args.task) if args.task else None, args.bias_only)
+    made = setup.initialise(args.dir, args.model, args.labels, wanted)
     text = (
-        f"{args.dir} is a gateway for {made.model}, training its last {made.layers} dense layers\n"
+        f"{args.dir} is a gateway for {made.model}, training its last {made.layers} layers\n"
         f"model key {made.model_key}\nnext: fl-tiny gateway run {args.dir}, and fl-tiny gateway pair {args.dir}"
     )
     show(args, {"model": made.model, "layers": made.layers, "model_key": made.model_key}, text)

@@ -34,8 +34,9 @@ def add(groups: Any) -> None:
         "--layers",
         metavar="K",
         type=_positive,
-        help="train the last K dense layers (default: two where there are, else one)",
+        help="train the last K layers (default: two dense ones where there are, else one)",
     )
+    parser.add_argument("--bias-only", action="store_true", help="train the layers' biases alone, keep their weights")
     parser.add_argument(
         "--epochs", metavar="E", type=_positive, help="times each sample is used (default: as measured good)"
     )
@@ -67,34 +68,45 @@ def inspect(args: argparse.Namespace) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Print the share of samples whose label the model finds."""
-    from fl_tiny.device.evaluation import accuracy
+    """Print the share of samples whose label the model finds; of a model that gives values, R squared."""
+    from fl_tiny.device.dataset import open_dataset
+    from fl_tiny.device.evaluation import accuracy, wanted_of
     from fl_tiny.device.isolated import isolated_backbone
+    from fl_tiny.learn.loss import Task
 
     model = _read(args.file)
+    data = open_dataset(args.data, model.input, wanted=wanted_of(model))
     with isolated_backbone(model.data) as backbone:
-        share, samples = accuracy(model, backbone, args.data)
-        result = {"accuracy": share, "samples": samples, "runtime": backbone.name}
-    show(args, result, f"accuracy {share:.4f} on {samples} samples ({result['runtime']})")
+        share, task = accuracy(model, backbone, data)
+        result = {"accuracy": share, "samples": data.samples, "runtime": backbone.name}
+    what = "accuracy"
+    if task is Task.VALUES:
+        what = "r2"
+        result |= {"accuracy": None, "r2": share}
+    show(args, result, f"{what} {share:.4f} on {data.samples} samples ({result['runtime']})")
 
 
 def personalise(args: argparse.Namespace) -> None:
-    """Train the last dense layers on samples and write the model, changed only if that makes it better."""
+    """Train the last layers on samples and write the model, changed only if that makes it better."""
     import numpy as np
 
-    from fl_tiny.device.evaluation import features_of
+    from fl_tiny.device.dataset import open_dataset
+    from fl_tiny.device.evaluation import features_of, task_of, wanted_of
     from fl_tiny.device.isolated import isolated_backbone
     from fl_tiny.files import check_writable, write_atomic
     from fl_tiny.learn import judge
     from fl_tiny.learn.head import default_layers, head_spec
+    from fl_tiny.learn.loss import Task
     from fl_tiny.learn.requant import patch
     from fl_tiny.learn.train import Settings, with_epochs
 
     began = time.monotonic()
     model = _read(args.file)
-    spec = head_spec(model, args.layers or default_layers(model))
+    layers = args.layers or default_layers(model)
     check_writable(args.out)
-    features, labels = features_of(model, spec, args.data, isolated_backbone)
+    samples = open_dataset(args.data, model.input, wanted=wanted_of(model))
+    spec = head_spec(model, layers, task=task_of(model, samples.labels), biases_only=args.bias_only)
+    features, labels = features_of(model, spec, samples, isolated_backbone)
     progress(f"{len(labels)} samples of {spec.feature_size} features; training {spec.parameters} parameters")
     settings = with_epochs(Settings(), args.epochs)
     outcome = judge.personalise(spec, features, labels, settings, np.random.default_rng(args.seed))
@@ -106,7 +118,7 @@ def personalise(args: argparse.Namespace) -> None:
     write_atomic(args.out, data)
     before, after = outcome.before, outcome.after
     progress(f"held-out loss {before.loss:.4f} before, {after.loss:.4f} after, on {after.samples} samples")
-    result = {
+    result: dict[str, Any] = {
         "before": before.accuracy,
         "after": after.accuracy,
         "accepted": outcome.accepted,
@@ -114,8 +126,12 @@ def personalise(args: argparse.Namespace) -> None:
         "parameters": spec.parameters,
         "seconds": round(time.monotonic() - began, 3),
     }
+    metric = "accuracy"
+    if spec.task is Task.VALUES:
+        metric = "r2"
+        result["metric"] = metric
     verdict = "accepted" if outcome.accepted else "not better, the model is unchanged"
-    show(args, result, f"held-out accuracy {before.accuracy:.4f} before, {after.accuracy:.4f} after: {verdict}")
+    show(args, result, f"held-out {metric} {before.accuracy:.4f} before, {after.accuracy:.4f} after: {verdict}")
 
 
 def _read(path: Path) -> Model:

@@ -18,15 +18,30 @@ def add(parent: Any) -> None:
 
 
 def predict(args: argparse.Namespace) -> None:
-    """Name the class of each sample by the board's current model."""
+    """Say of each sample what the board's current model says: its class, its labels, or its values."""
     from fl_tiny import statedir
     from fl_tiny.device.api import Device
     from fl_tiny.device.dataset import open_dataset
+    from fl_tiny.learn.loss import Task
 
     if args.dir.exists():
         statedir.act_as_owner(args.dir)
     device = Device.open(args.dir)
-    data = open_dataset(args.data, device.model.input, classes=None)
-    found = [int(label) for batch in data.batches() for label in device.predict(batch)]
+    data = open_dataset(args.data, device.model.input, wanted=None)
+    found = [_plain(each) for batch in data.batches() for each in device.predict(batch)]
     names = device.labels
-    show(args, {"labels": found}, "\n".join(names[i] if names else str(i) for i in found))
+    key = "values" if device.spec.task is Task.VALUES else "labels"
+    show(args, {key: found}, "\n".join(_words(each, names) for each in found))
+
+
+def _plain(each: Any) -> Any:
+    """A class as its number, labels as the numbers of those that hold, values as floats."""
+    if each.ndim == 0:
+        return int(each)
+    return [int(i) for i in each.nonzero()[0]] if each.dtype == bool else [float(v) for v in each]
+
+
+def _words(each: Any, names: tuple[str, ...] | None) -> str:
+    if isinstance(each, list):
+        return " ".join(_words(one, names) for one in each)
+    return f"{each:.6g}" if isinstance(each, float) else (names[each] if names else str(each))

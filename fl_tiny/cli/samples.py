@@ -29,14 +29,17 @@ def add_samples(args: argparse.Namespace) -> None:
     import numpy as np
 
     from fl_tiny.device.dataset import open_dataset
+    from fl_tiny.device.evaluation import real_values, wanted_of
 
     device = _device(args.dir)
-    data = open_dataset(args.data, device.model.input, classes=device.spec.classes)
-    assert data.labels is not None
-    features = []
+    data = open_dataset(args.data, device.model.input, wanted=wanted_of(device.model))
+    features, own = [], []
     for batch in steady(data.batches(), "features", data.samples):
         features.append(device.features(batch))
-    added = device.learn_features(np.concatenate(features), data.labels)
+        if data.labels is None:  # an autoencoder's samples are their own targets
+            own.append(real_values(device.model.input, batch).reshape(len(batch), -1))
+    labels = np.concatenate(own) if data.labels is None else data.labels
+    added = device.learn_features(np.concatenate(features), labels)
     total = _store(args.dir).sample_count()[0]
     show(args, {"added": added, "samples": total}, f"added {added} samples, {total} stored")
 

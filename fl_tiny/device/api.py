@@ -12,13 +12,15 @@ from numpy.typing import ArrayLike, NDArray
 from fl_tiny import config, statedir
 from fl_tiny.device.backbone import Backbone, open_backbone
 from fl_tiny.device.dataset import input_codes
-from fl_tiny.device.evaluation import classes_of_outputs
+from fl_tiny.device.evaluation import classes_of_outputs, real_values
 from fl_tiny.device.layout import BASE, CURRENT
-from fl_tiny.device.store import DeviceStore
+from fl_tiny.device.store import DeviceStore, Sample
 from fl_tiny.errors import DataError
-from fl_tiny.learn.head import HeadSpec, head_spec
+from fl_tiny.learn.head import HeadSpec
+from fl_tiny.learn.loss import Targets, Task
 from fl_tiny.learn.tflite import Model, cut, read_model
 from fl_tiny.protocol import signed, wire
+from fl_tiny.protocol.manifest import spec_of
 
 
 class Device:
@@ -35,7 +37,7 @@ class Device:
         self._model: Model = read_model((directory / statedir.MODEL / BASE).read_bytes())
         manifest = wire.decode(wire.Manifest, signed.payload_of(store.get("manifest")))
         self.labels = manifest.labels
-        self.spec: HeadSpec = head_spec(self._model, manifest.layers)
+        self.spec: HeadSpec = spec_of(self._model, manifest)
         self._features: Backbone | None = None
         self._current: tuple[bytes, Backbone] | None = None
 
@@ -67,7 +69,9 @@ class Device:
         return codes.reshape(len(codes), -1)
 
     def learn(self, x: ArrayLike, y: ArrayLike) -> int:
-        """Store samples as features and labels, and return how many. x: as ``features``.   y: (n,) integers.
+        """Store samples as features and labels, and return how many. x: as ``features``.
+
+        y: (n,) integers in [0, classes); for a fleet that learns labels or values (n, outputs) numbers.
 
         Raises: DataError as ``features``, or for labels that are not in [0, classes).
         """
@@ -82,16 +86,22 @@ class Device:
         codes, labels = self._feature_codes(np.asarray(f)), self._checked_labels(np.asarray(y))
         if len(codes) != len(labels):
             raise DataError(f"{len(codes)} samples but {len(labels)} labels")
-        rows = ((row.tobytes(), int(label)) for row, label in zip(codes, labels, strict=True))
+        rows = (self._sample(row, label) for row, label in zip(codes, labels, strict=True))
         return self._store.add_samples(rows, self._settings.max_samples)
 
-    def predict(self, x: ArrayLike) -> NDArray[np.int64]:
-        """The class of each sample by the board's current model, (n,) int64. x: as ``features``."""
+    def predict(self, x: ArrayLike) -> NDArray[Any]:
+        """What the board's current model says of each sample. x: as ``features``.
+
+        (n,) int64 classes; of a fleet that learns labels (n, outputs) bool, of one that learns values float32.
+        """
         data = self.model_path.read_bytes()
         if self._current is None or self._current[0] != data:
             self._current = (data, open_backbone(data))
         outputs = self._current[1].run(input_codes(np.asarray(x), self._model.input))
-        return classes_of_outputs(self._model, outputs)
+        if self.spec.task is Task.CLASSES:
+            return classes_of_outputs(self._model, outputs)
+        values = real_values(self._model.output, outputs)
+        return values > 0.5 if self.spec.task is Task.LABELS else values
 
     def close(self) -> None:
         """Give the store back."""
@@ -110,7 +120,9 @@ class Device:
             raise DataError(f"features are {f.dtype}; give int8 codes or real numbers")
         return f
 
-    def _checked_labels(self, y: NDArray[Any]) -> NDArray[np.int64]:
+    def _checked_labels(self, y: NDArray[Any]) -> Targets:
+        if self.spec.task is not Task.CLASSES:
+            return self._checked_vectors(y)
         if y.ndim != 1 or y.dtype.kind not in "iu":
             raise DataError(f"labels are {y.dtype} of shape {list(y.shape)}; give one integer a sample")
         if len(y) and not 0 <= int(y.min()) <= int(y.max()) < self.spec.classes:
@@ -118,3 +130,20 @@ class Device:
                 f"labels run from {y.min()} to {y.max()}; the model has classes 0 to {self.spec.classes - 1}"
             )
         return y.astype(np.int64)
+
+    def _checked_vectors(self, y: NDArray[Any]) -> Targets:
+        outputs = self.spec.outputs
+        if y.dtype.kind not in "iuf" or y.ndim not in (1, 2) or y.size != len(y) * outputs:
+            raise DataError(f"y is {y.dtype} of shape {list(y.shape)}; give {outputs} numbers a sample")
+        targets = y.reshape(-1, outputs).astype(np.float32)
+        if not np.isfinite(targets).all():
+            raise DataError("y holds a number that is not finite")
+        if self.spec.task is Task.LABELS and not ((targets >= 0) & (targets <= 1)).all():
+            raise DataError("y holds labels that are not between 0 and 1")
+        return targets
+
+    def _sample(self, codes: NDArray[np.int8], target: Any) -> Sample:
+        if self.spec.task is Task.CLASSES:
+            return Sample(codes.tobytes(), int(target))
+        first = int(target.argmax()) if self.spec.task is Task.LABELS else 0
+        return Sample(codes.tobytes(), first, target.astype("<f4").tobytes())

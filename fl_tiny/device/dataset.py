@@ -16,12 +16,13 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from fl_tiny.errors import DataError
+from fl_tiny.learn.loss import Targets
 from fl_tiny.learn.quant import Affine
 from fl_tiny.learn.tflite import Tensor
 
 MAX_X_BYTES = 1 << 30  # guess: 5,000 pictures of 224 x 224 x 3 bytes; read a batch at a time, never held
 MAX_TURNED_BYTES = 256 << 20  # an array in Fortran order is held as a whole
-MAX_Y_BYTES = 8 << 20  # a million labels of eight bytes
+MAX_Y_BYTES = 64 << 20  # guess: a million labels of eight bytes, or 20,000 samples of 800 values
 MAX_MEMBERS = 64
 BATCH = 32  # samples that are real numbers at a time
 HINT = "numpy.savez(FILE, x=samples, y=labels) writes one"
@@ -30,11 +31,14 @@ DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, TypeError, Synt
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """A checked archive; samples are read from it when asked for. labels: (samples,) int64, or None."""
+    """A checked archive; samples are read from it when asked for.
+
+    labels: (samples,) int64 of classes, or (samples, outputs) float32 of labels or values, or None.
+    """
 
     path: Path
     samples: int
-    labels: NDArray[np.int64] | None
+    labels: Targets | None
     source: Tensor
     dtype: np.dtype[Any]
     fortran: bool = False
@@ -65,26 +69,39 @@ class Dataset:
             raise _damaged(self.path, fault) from fault
 
 
-def open_dataset(path: Path, source: Tensor, *, classes: int | None) -> Dataset:
-    """The samples in ``path`` for a model's input ``source``, with labels below ``classes``, or none for None.
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which y fits: classes below ``classes``; or, where ``outputs`` is given, that many numbers a sample.
+
+    optional: an archive without y fits too.
+    """
+
+    classes: int
+    outputs: int | None = None
+    optional: bool = False
+
+
+def open_dataset(path: Path, source: Tensor, *, wanted: Wanted | None) -> Dataset:
+    """The samples in ``path`` for a model's input ``source``, with the labels ``wanted``, or without for None.
 
     x: (n, *input shape without batch): floats are real units, the input's own integers are its codes.   y: (n,)
-    integers.   Raises: DataError naming what is missing, of another shape or type, or out of range.
+    integers, or (n, outputs) numbers.   Raises: DataError naming what is missing, of another shape or type, or out of
+    range.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             _bound(archive, path)
             with archive.open("x.npy") as member:
                 shape, fortran, dtype = _header(member, "x")
-            labels = None if classes is None else _labels(archive, path, classes)
+            labels = None if wanted is None else _labels(archive, path, wanted)
             size = archive.getinfo("x.npy").file_size
     except OSError as fault:
         raise DataError(f"{path}: {fault.strerror or fault}", hint=HINT) from fault
     except DAMAGED as fault:
         raise _damaged(path, fault) from fault
-    wanted = source.shape[1:]
-    if len(shape) == 0 or shape[1:] != wanted:
-        raise DataError(f"{path}: x has shape {list(shape)}; the model takes [n, {', '.join(map(str, wanted))}]")
+    fitting = source.shape[1:]
+    if len(shape) == 0 or shape[1:] != fitting:
+        raise DataError(f"{path}: x has shape {list(shape)}; the model takes [n, {', '.join(map(str, fitting))}]")
     if dtype.kind != "f" and dtype.name != source.dtype:
         raise DataError(
             f"{path}: x is {dtype.name}; the model takes {source.dtype} codes or real numbers",
@@ -129,22 +146,37 @@ def _header(member: IO[bytes], name: str) -> tuple[tuple[int, ...], bool, np.dty
     return tuple(shape), bool(fortran) and len(shape) > 1, dtype
 
 
-def _labels(archive: zipfile.ZipFile, path: Path, classes: int) -> NDArray[np.int64]:
+def _labels(archive: zipfile.ZipFile, path: Path, wanted: Wanted) -> Targets | None:
     if "y.npy" not in archive.namelist():
+        if wanted.optional:
+            return None
         raise DataError(f"{path}: it has no array y with the labels", hint=HINT)
     with archive.open("y.npy") as member:
-        shape, _, dtype = _header(member, "y")
-        if len(shape) != 1 or dtype.kind not in "iu":
+        shape, fortran, dtype = _header(member, "y")
+        vectors = wanted.outputs is not None and (len(shape) == 2 or dtype.kind == "f")
+        if len(shape) != 1 + (vectors and len(shape) == 2) or (dtype.kind not in "iu" and not vectors):
             raise DataError(f"{path}: y is {dtype.name} of shape {list(shape)}; give one integer a sample")
-        if shape[0] * dtype.itemsize > MAX_Y_BYTES:
-            raise DataError(f"{path}: y has {shape[0]} labels, more than fit {MAX_Y_BYTES} bytes")
-        labels = np.frombuffer(_exactly(member, shape[0] * dtype.itemsize), dtype)
+        if math.prod(shape) * dtype.itemsize > MAX_Y_BYTES:
+            raise DataError(f"{path}: y of shape {list(shape)} takes more than {MAX_Y_BYTES} bytes")
+        labels = np.frombuffer(_exactly(member, math.prod(shape) * dtype.itemsize), dtype)
         member.read(1)
-    wrong = (labels < 0) | (labels >= classes)
+    if vectors:
+        return _vectors(labels.reshape(shape, order="F" if fortran else "C"), path, wanted)
+    wrong = (labels < 0) | (labels >= wanted.classes)
     if wrong.any():
         first = int(np.flatnonzero(wrong)[0])
-        raise DataError(f"{path}: y[{first}] is {labels[first]}; the model has classes 0 to {classes - 1}")
+        raise DataError(f"{path}: y[{first}] is {labels[first]}; the model has classes 0 to {wanted.classes - 1}")
     return labels.astype(np.int64)
+
+
+def _vectors(labels: NDArray[Any], path: Path, wanted: Wanted) -> NDArray[np.float32]:
+    labels = labels.reshape(len(labels), -1)
+    if labels.shape[1] != wanted.outputs:
+        raise DataError(f"{path}: y has {labels.shape[1]} numbers a sample; the model has {wanted.outputs} outputs")
+    finite = np.isfinite(labels).all(axis=1)
+    if not finite.all():
+        raise DataError(f"{path}: y[{int(np.flatnonzero(~finite)[0])}] holds a number that is not finite")
+    return labels.astype(np.float32)
 
 
 def _codes(part: NDArray[Any], source: Tensor, start: int) -> NDArray[Any]:

@@ -6,68 +6,97 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fl_tiny.device.backbone import Backbone
-from fl_tiny.device.dataset import open_dataset
+from fl_tiny.device.dataset import Dataset, Wanted
 from fl_tiny.errors import DataError, ModelError
 from fl_tiny.learn.head import HeadSpec
+from fl_tiny.learn.loss import Targets, Task, right_share
 from fl_tiny.learn.quant import Affine
-from fl_tiny.learn.tflite import Model, cut
+from fl_tiny.learn.tflite import Model, Tensor, cut
+from fl_tiny.learn.trail import Tail, follow
 
 MAX_FEATURE_BYTES = 256 << 20  # guess: what a board of 512 MB can hold beside the rest
 
 
+def wanted_of(model: Model) -> Wanted:
+    """The labels that fit a model's outputs: classes, or a number for each output; none for an autoencoder.
+
+    Raises: ModelError when the output is no vector of numbers.
+    """
+    output = model.output
+    values = math.prod(output.shape[1:])
+    if len(output.shape) < 1 or values < 1 or output.dtype not in ("int8", "uint8", "float32"):
+        raise ModelError(f"the output is {output.dtype} {list(output.shape)}: it tells no classes apart")
+    own = values == math.prod(model.input.shape[1:]) and follow(model).tail is Tail.LOGITS
+    return Wanted(max(2, values), values, optional=own)
+
+
+def task_of(model: Model, labels: Targets | None) -> Task:
+    """What ``labels`` teach a model: classes, labels of their own behind a LOGISTIC, or values; None: its own input."""
+    tail = follow(model).tail
+    if labels is not None and labels.ndim == 2:
+        return Task.LABELS if tail is Tail.LOGISTIC else Task.VALUES
+    single = math.prod(model.output.shape[1:]) == 1 and tail is Tail.LOGITS
+    return Task.VALUES if labels is None or single else Task.CLASSES
+
+
 def features_of(
-    model: Model, spec: HeadSpec, path: Path, opened: Callable[[bytes], AbstractContextManager[Backbone]]
-) -> tuple[NDArray[np.int8], NDArray[np.int64]]:
-    """(n, features) int8 codes of the feature tensor and (n,) labels for the samples in ``path``.
+    model: Model, spec: HeadSpec, data: Dataset, opened: Callable[[bytes], AbstractContextManager[Backbone]]
+) -> tuple[NDArray[np.int8], Targets]:
+    """(n, features) int8 codes of the feature tensor, and the targets that ``spec`` is taught for each sample.
 
     Raises: DataError for samples that do not fit, ModelError for a backbone that does not run.
     """
-    data = open_dataset(path, model.input, classes=spec.classes)
-    assert data.labels is not None
     if data.samples * spec.feature_size > MAX_FEATURE_BYTES:
-        raise DataError(f"{path}: {data.samples} samples are too many", hint="train on a part of them")
+        raise DataError(f"{data.path}: {data.samples} samples are too many", hint="train on a part of them")
     features = np.empty((data.samples, spec.feature_size), np.int8)
+    own = []
     done = 0
     with opened(cut(model, spec.feature_tensor)) as backbone:
         for batch in data.batches():
             features[done : done + len(batch)] = backbone.run(batch)
             done += len(batch)
-    return features, data.labels
+            if data.labels is None:
+                own.append(real_values(model.input, batch).reshape(len(batch), -1))
+    return features, np.concatenate(own) if data.labels is None else as_targets(spec.task, data.labels)
 
 
-def accuracy(model: Model, backbone: Backbone, path: Path) -> tuple[float, int]:
-    """The share of samples in ``path`` whose label the whole model finds, and how many samples there are."""
-    output = model.output
-    values = math.prod(output.shape[1:])
-    if len(output.shape) < 1 or values < 1 or output.dtype not in ("int8", "uint8", "float32"):
-        raise ModelError(f"the output is {output.dtype} {list(output.shape)}: it tells no classes apart")
-    data = open_dataset(path, model.input, classes=max(2, values))
-    assert data.labels is not None
-    right = done = 0
+def as_targets(task: Task, labels: Targets) -> Targets:
+    """``labels`` in the form that the task is taught in: values and labels as (n, outputs) float32."""
+    return labels.reshape(len(labels), -1).astype(np.float32) if task is not Task.CLASSES else labels
+
+
+def accuracy(model: Model, backbone: Backbone, data: Dataset) -> tuple[float, Task]:
+    """How good the whole model is on ``data``, as ``loss.right_share`` says it, and what it was asked."""
+    task = task_of(model, data.labels)
+    outputs, own = [], []
     for batch in data.batches():
-        y = backbone.run(batch)
-        found = _real(model, y)[:, 0] > 0.5 if y.shape[1] == 1 else y.argmax(axis=1)
-        right += int((found == data.labels[done : done + len(batch)]).sum())
-        done += len(batch)
-    return right / done, done
+        outputs.append(real_values(model.output, backbone.run(batch)))
+        if data.labels is None:
+            own.append(real_values(model.input, batch).reshape(len(batch), -1))
+    found = np.concatenate(outputs)
+    labels = np.concatenate(own) if data.labels is None else as_targets(task, data.labels)
+    if task is Task.LABELS or (task is Task.CLASSES and found.shape[1] == 1):
+        found = found - np.float32(0.5)  # probabilities: sure by a half
+    return right_share(task, found, labels), task
 
 
-def _real(model: Model, y: NDArray[np.generic]) -> NDArray[np.float32]:
-    scale = model.output.quantisation
-    if y.dtype == np.float32 or scale is None:
-        return y.astype(np.float32)
-    return Affine(scale.scale[0], scale.zero_point[0]).to_real(y)  # type: ignore[arg-type]
+def real_values(tensor: Tensor, codes: NDArray[Any]) -> NDArray[np.float32]:
+    """What codes of a model's input or output mean, in real units."""
+    scale = tensor.quantisation
+    if codes.dtype == np.float32 or scale is None:
+        return codes.astype(np.float32)
+    return Affine(scale.scale[0], scale.zero_point[0]).to_real(codes)
 
 
 def classes_of_outputs(model: Model, y: NDArray[np.generic]) -> NDArray[np.int64]:
     """The class of each row of a model's output, (n,): the largest value's, or a single sigmoid above one half."""
     if y.shape[1] == 1:
-        return (_real(model, y)[:, 0] > 0.5).astype(np.int64)
+        return (real_values(model.output, y)[:, 0] > 0.5).astype(np.int64)
     found: NDArray[np.int64] = y.argmax(axis=1)
     return found

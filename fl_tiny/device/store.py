@@ -13,12 +13,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fl_tiny.database import transaction
 from fl_tiny.errors import ConfigError, EnvironmentFault
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 PRAGMAS = (
     "journal_mode=WAL",
     "synchronous=FULL",
@@ -30,7 +30,7 @@ HELD_EVERY = 5  # one sample in five of a class is held out, for good
 SCHEMA = """
 CREATE TABLE meta(key TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE sample(id INTEGER PRIMARY KEY AUTOINCREMENT, label INT NOT NULL, held INT NOT NULL,
-  features BLOB NOT NULL) STRICT;
+  features BLOB NOT NULL, target BLOB) STRICT;
 CREATE INDEX sample_label ON sample(label, held);
 CREATE TABLE head(only INTEGER PRIMARY KEY CHECK(only=1), version INT NOT NULL, signed BLOB NOT NULL,
   body BLOB NOT NULL) STRICT;
@@ -41,6 +41,18 @@ CREATE TABLE kept(only INTEGER PRIMARY KEY CHECK(only=1), chosen_at INT NOT NULL
   fitted INT NOT NULL, digest BLOB NOT NULL, version INT NOT NULL, signed BLOB NOT NULL, body BLOB NOT NULL,
   previous REAL, fleet REAL, personal REAL) STRICT;
 """
+MIGRATIONS = {1: "ALTER TABLE sample ADD COLUMN target BLOB;"}  # from a version to the next
+
+
+class Sample(NamedTuple):
+    """features: the backbone's int8 codes.   label: the class; of several labels the first, for values 0.
+
+    target: several labels or values as float32, little endian; None: the label says it all.
+    """
+
+    features: bytes
+    label: int
+    target: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +120,10 @@ class DeviceStore:
             found = store._db.execute("PRAGMA user_version").fetchone()[0]
         except sqlite3.DatabaseError as cause:
             raise EnvironmentFault(f"{path} is damaged: {cause}", hint="restore it, or enrol again") from cause
+        for version in range(found, SCHEMA_VERSION):
+            if version in MIGRATIONS:
+                store._db.executescript(f"BEGIN;{MIGRATIONS[version]}PRAGMA user_version={version + 1};COMMIT;")
+                found = version + 1
         if found != SCHEMA_VERSION:
             raise ConfigError(f"{path} has version {found}, this fl-tiny reads {SCHEMA_VERSION}")
         if store.get("enrolled") is None:
@@ -140,18 +156,21 @@ class DeviceStore:
 
     # ---- samples --------------------------------------------------------------------------------------------
 
-    def add_samples(self, rows: Iterable[tuple[bytes, int]], limit: int) -> int:
-        """Add (features, label) rows; beyond ``limit`` the oldest of the most frequent class goes. Returns how many."""
+    def add_samples(self, rows: Iterable[Sample], limit: int) -> int:
+        """Add samples; beyond ``limit`` the oldest of the most frequent class goes. Returns how many."""
         added = 0
         with self._transaction() as db:
             counts: dict[int, int] = dict(db.execute("SELECT label, count(*) FROM sample GROUP BY label"))
             seen: dict[str, int] = dict(db.execute("SELECT substr(key, 6), value FROM meta WHERE key LIKE 'seen:%'"))
             total = sum(counts.values())
-            for features, label in rows:
+            for features, label, target in rows:
                 place = seen.get(str(label), 0)
                 seen[str(label)] = place + 1
                 held = is_held_out(place, label)
-                db.execute("INSERT INTO sample(label, held, features) VALUES(?,?,?)", (label, held, features))
+                db.execute(
+                    "INSERT INTO sample(label, held, features, target) VALUES(?,?,?,?)",
+                    (label, held, features, target),
+                )
                 counts[label] = counts.get(label, 0) + 1
                 total, added = total + 1, added + 1
                 if total > limit:
@@ -164,10 +183,10 @@ class DeviceStore:
             )
         return added
 
-    def samples(self) -> Iterator[tuple[bytes, int, bool]]:
-        """(features, label, held out) of each sample, oldest first, one at a time."""
-        for features, label, held in self._db.execute("SELECT features, label, held FROM sample ORDER BY id"):
-            yield features, label, bool(held)
+    def samples(self) -> Iterator[tuple[Sample, bool]]:
+        """Each sample and whether it is held out, oldest first, one at a time."""
+        for *sample, held in self._db.execute("SELECT features, label, target, held FROM sample ORDER BY id"):
+            yield Sample(*sample), bool(held)
 
     def counts(self) -> dict[int, int]:
         """Samples a label."""

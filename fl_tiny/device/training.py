@@ -13,7 +13,8 @@ from fl_tiny.device.job import Trained
 from fl_tiny.device.store import HeldHead, Kept, bytes_to_floats
 from fl_tiny.learn import judge
 from fl_tiny.learn.calibrate import activation_ranges, calibrated
-from fl_tiny.learn.head import HeadSpec
+from fl_tiny.learn.head import HeadSpec, trained_part, whole
+from fl_tiny.learn.loss import Targets, Task
 from fl_tiny.learn.requant import QuantHead, Ranges, requantise
 from fl_tiny.learn.train import Optimiser, Settings, fit
 from fl_tiny.protocol import signed, update, wire
@@ -34,24 +35,26 @@ PERSONAL = Settings(pull=0.3, shrink=False)
 class Samples:
     """A board's samples and the head they train.
 
-    features: (n, in) int8 codes.   labels: (n,) int64.   held: (n,) bool, the samples no update is trained on.
+    features: (n, features) int8 codes.   labels: (n,) int64 classes, or (n, outputs) float32 of labels or values.
+    held: (n,) bool, the samples no update is trained on.
     """
 
     manifest: wire.Manifest
     spec: HeadSpec
     features: NDArray[np.int8]
-    labels: NDArray[np.int64]
+    labels: Targets
     held: NDArray[np.bool_]
 
     @property
     def can_train(self) -> bool:
         """Are there samples enough, of classes enough?"""
-        return len(self.labels) >= MIN_SAMPLES and len(np.unique(self.labels)) >= MIN_CLASSES
+        told_apart = self.spec.task is not Task.CLASSES or len(np.unique(self.labels)) >= MIN_CLASSES
+        return len(self.labels) >= MIN_SAMPLES and told_apart
 
     def parameters(self, head: HeldHead) -> update.Parameters:
-        """A held head in real units."""
+        """All parameters with a held head, in real units."""
         scales = wire.decode(wire.Head, signed.payload_of(head.signed)).scales
-        return update.decode_head(update.HeadBody(head.body, scales), self.manifest.shapes)
+        return whole(self.spec, update.decode_head(update.HeadBody(head.body, scales), self.manifest.shapes))
 
     def parts(self) -> list[judge.Split]:
         """The held-out part alone when it is large enough to judge by, else splits that cover all samples."""
@@ -96,7 +99,7 @@ def client_update(
     train = offer.train
     settings = replace(ROUND, epochs=train.epochs, batch=train.batch, rate=train.rate)
     fitted = fit(samples.spec, start, samples.features[rest], samples.labels[rest], settings=settings, rng=rng)
-    change = update.flatten(fitted) - update.flatten(start)
+    change = update.flatten(trained_part(samples.spec, fitted)) - update.flatten(trained_part(samples.spec, start))
     shapes = samples.manifest.shapes
     if residual is not None:
         carried, steps = residual
@@ -105,7 +108,7 @@ def client_update(
     metrics = None
     if samples.held.any():
         score = judge.judged(samples.spec, samples.quantised(base), samples.features, samples.labels, [samples.held])
-        metrics = wire.Metrics(score.samples, min(float(score.loss), 1e6), float(score.accuracy))
+        metrics = wire.Metrics(score.samples, min(float(score.loss), 1e6), _share(score))
     spans = activation_ranges(samples.spec, fitted, samples.features[rest])
     ranges = tuple(float(v) for span in spans for v in span)
     return Trained(codes.codes, codes.residual, min(int(rest.sum()), offer.max_samples), ranges, metrics)
@@ -131,11 +134,7 @@ def choose(samples: Samples, head: HeldHead, kept: Kept, epochs: int) -> Choice:
         "personal": fine_tuned(head),
     }
     best = _best(scores, samples, None if kept.fitted else kept.start, head)
-    accuracies = (
-        float(scores["previous"].accuracy),
-        float(scores["global"].accuracy),
-        float(scores["personal"].accuracy),
-    )
+    accuracies = (_share(scores["previous"]), _share(scores["global"]), _share(scores["personal"]))
     if best == "previous":
         return Choice(best, kept.fitted, None, accuracies)
     if best == "global":
@@ -154,7 +153,8 @@ def _best(scores: dict[str, judge.Score], samples: Samples, previous: HeldHead |
     shared = int(samples.held.sum()) < judge.HELD_ENOUGH
     personal = scores["personal"]
     share, n = personal.accuracy, personal.samples
-    margin = math.sqrt(max(share * (1 - share), 1 / n) / n) if shared else 0.0
+    uncertain = shared and samples.spec.task is not Task.VALUES  # R squared is no share of samples
+    margin = math.sqrt(max(share * (1 - share), 1 / n) / n) if uncertain else 0.0
     best = "personal"
     for name, unfitted in (("previous", previous), ("global", head)):
         lead = margin if unfitted is not None and unfitted.version > 0 else 0.0
@@ -162,6 +162,11 @@ def _best(scores: dict[str, judge.Score], samples: Samples, previous: HeldHead |
         if judge.better(scores[name], least):
             best = name
     return best
+
+
+def _share(score: judge.Score) -> float:
+    """An accuracy as messages carry it; R squared of values may be below zero."""
+    return float(min(max(score.accuracy, 0.0), 1.0))
 
 
 def _fleet_ranges(head: HeldHead) -> Ranges | None:

@@ -21,10 +21,11 @@ from fl_tiny.device.store import DeviceStore, HeldHead
 from fl_tiny.device.training import Choice, Samples, choose, client_update
 from fl_tiny.errors import DataError, FlTinyError
 from fl_tiny.files import write_atomic
-from fl_tiny.learn.head import head_spec
+from fl_tiny.learn.loss import Task
 from fl_tiny.learn.requant import patch
 from fl_tiny.learn.tflite import read_model
 from fl_tiny.protocol import signed, wire
+from fl_tiny.protocol.manifest import spec_of
 
 
 def serve(directory: Path, job: Job, out: BinaryIO) -> None:
@@ -47,21 +48,23 @@ def serve(directory: Path, job: Job, out: BinaryIO) -> None:
 def read_samples(store: DeviceStore, data: bytes) -> Samples:
     """The stored samples, for the head of the model ``data``. Raises: ModelError, DataError."""
     manifest = wire.decode(wire.Manifest, signed.payload_of(store.get("manifest")))
-    spec = head_spec(read_model(data), manifest.layers)
-    size = spec.feature_size
-    features = np.empty((store.sample_count()[0], size), np.int8)
-    labels = np.empty(len(features), np.int64)
+    spec = spec_of(read_model(data), manifest)
+    features = np.empty((store.sample_count()[0], spec.feature_size), np.int8)
+    classes = spec.task is Task.CLASSES
+    targets = np.empty(len(features), np.int64) if classes else np.empty((len(features), spec.outputs), np.float32)
     held = np.zeros(len(features), np.bool_)
     row = 0
-    for codes, label, out in store.samples():
+    for sample, out in store.samples():
         if row == len(features):
             break  # a command beside us is adding more: the next job sees them
-        if len(codes) != size or not 0 <= label < spec.classes:
-            raise DataError(f"a stored sample of {len(codes)} B and label {label} does not fit the model")
-        features[row] = np.frombuffer(codes, np.int8)
-        labels[row], held[row] = label, out
+        target = sample.label if classes else np.frombuffer(sample.target or b"", "<f4")
+        fits = 0 <= sample.label < spec.classes if classes else np.size(target) == spec.outputs
+        if len(sample.features) != spec.feature_size or not fits:
+            raise DataError(f"a stored sample of {len(sample.features)} B, label {sample.label} does not fit the model")
+        features[row] = np.frombuffer(sample.features, np.int8)
+        targets[row], held[row] = target, out
         row += 1
-    return Samples(manifest, spec, features[:row], labels[:row], held[:row])
+    return Samples(manifest, spec, features[:row], targets[:row], held[:row])
 
 
 def main() -> None:

@@ -16,10 +16,12 @@ from fl_tiny.errors import ConfigError, DataError, EnvironmentFault, ModelError
 from fl_tiny.files import read_bounded, sync_directory, write_atomic
 from fl_tiny.gateway.service import make_version
 from fl_tiny.gateway.store import Device, Store, Version
-from fl_tiny.learn.head import HeadSpec, default_layers, head_spec, read_parameters
+from fl_tiny.learn.head import HeadSpec, default_layers, head_spec, read_parameters, trained_part, whole
+from fl_tiny.learn.loss import Task
 from fl_tiny.learn.requant import patch, requantise
 from fl_tiny.learn.tflite import read_model
 from fl_tiny.protocol import aggregate, pairing, signed, wire
+from fl_tiny.protocol.manifest import manifest_of, spec_of
 from fl_tiny.protocol.update import HeadBody, decode_head, encode_head
 
 MODEL_LIMIT = 64 << 20  # bytes of a .tflite that a fleet carries
@@ -36,7 +38,16 @@ class Initialised:
     model_key: str
 
 
-def initialise(directory: Path, model_file: Path, layers: int | None, labels_file: Path | None) -> Initialised:
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What of a model a fleet is to train. layers, task: None takes what suits the model."""
+
+    layers: int | None = None
+    task: Task | None = None
+    biases_only: bool = False
+
+
+def initialise(directory: Path, model_file: Path, labels_file: Path | None, wanted: Wanted) -> Initialised:
     """Make DIR a gateway for this model: keys, signed manifest, version 0 of the head. All or nothing.
 
     Raises: ConfigError when DIR is initialised already; ModelError, DataError.
@@ -45,21 +56,22 @@ def initialise(directory: Path, model_file: Path, layers: int | None, labels_fil
         raise ConfigError(f"{directory} is initialised already", hint="a gateway's directory is never overwritten")
     data = read_bounded(model_file, MODEL_LIMIT)
     model = read_model(data)
-    spec = head_spec(model, layers if layers is not None else default_layers(model))
+    layers = wanted.layers if wanted.layers is not None else default_layers(model)
+    spec = head_spec(model, layers, task=wanted.task, biases_only=wanted.biases_only)
     labels = _read_labels(labels_file, spec) if labels_file else None
     if spec.parameters > wire.MAX_CODES:
         raise ModelError(
-            f"the last {len(spec.layers)} dense layers have {spec.parameters} parameters, an update carries at most"
+            f"the last {len(spec.layers)} layers have {spec.parameters} parameters, an update carries at most"
             f" {wire.MAX_CODES}",
             hint="train fewer layers: --layers",
         )
-    manifest = _manifest(data, model_file, spec, labels)
+    manifest = manifest_of(_name(model_file), data, spec, labels)
     statedir.create(directory)
     seeds = {name: os.urandom(signed.SEED_BYTES) for name in (GATEWAY_KEY, MODEL_KEY)}
     for name, seed in seeds.items():
         statedir.write_secret(directory, name, seed)
     write_atomic(directory / statedir.MODEL / BASE, data)
-    parameters = read_parameters(spec)
+    parameters = trained_part(spec, read_parameters(spec))
     encoded = wire.encode(manifest)
     model_pk = signed.public_key(seeds[MODEL_KEY])
     head = aggregate.Published(encode_head(parameters), b"")
@@ -128,8 +140,8 @@ def export(directory: Path, out: Path) -> Version:
     manifest = wire.decode(wire.Manifest, signed.payload_of(store.get("manifest")))
     if version.number > 0:
         head = wire.decode(wire.Head, signed.payload_of(version.signed))
-        spec = head_spec(read_model(data), manifest.layers)
-        parameters = decode_head(HeadBody(version.body, head.scales), manifest.shapes)
+        spec = spec_of(read_model(data), manifest)
+        parameters = whole(spec, decode_head(HeadBody(version.body, head.scales), manifest.shapes))
         spans = list(zip(head.ranges[0::2], head.ranges[1::2], strict=True)) if head.ranges else None
         data = patch(data, spec, requantise(spec, parameters, spans))
     write_atomic(out, data)
@@ -180,10 +192,9 @@ def device_rows(store: Store) -> list[dict[str, Any]]:
     ]
 
 
-def _manifest(data: bytes, file: Path, spec: HeadSpec, labels: tuple[str, ...] | None) -> wire.Manifest:
-    name = "".join(c for c in file.stem if c.isprintable())[:32].encode()[:32].decode("utf-8", "ignore") or "model"
-    digest = hashlib.sha256(data).digest()
-    return wire.Manifest(name, 1, 1, digest, len(data), len(spec.layers), spec.tensors, labels)
+def _name(file: Path) -> str:
+    """A model's name as a manifest can carry it."""
+    return "".join(c for c in file.stem if c.isprintable())[:32].encode()[:32].decode("utf-8", "ignore") or "model"
 
 
 def _read_labels(path: Path, spec: HeadSpec) -> tuple[str, ...]:
@@ -192,8 +203,9 @@ def _read_labels(path: Path, spec: HeadSpec) -> tuple[str, ...]:
     except UnicodeDecodeError as cause:
         raise DataError(f"{path} is not UTF-8 text") from cause
     labels = tuple(line.strip() for line in lines if line.strip())
-    if len(labels) != spec.classes:
-        raise DataError(f"{path} has {len(labels)} labels, the model has {spec.classes} classes", hint="one a line")
+    outputs = spec.classes if spec.task is Task.CLASSES else spec.outputs
+    if len(labels) != outputs:
+        raise DataError(f"{path} has {len(labels)} labels, the model has {outputs} classes", hint="one a line")
     size = sum(len(label.encode()) for label in labels)
     if size > wire.LABELS_LIMIT or len(labels) > wire.MAX_LABELS or any(len(x.encode()) > 48 for x in labels):
         raise DataError(

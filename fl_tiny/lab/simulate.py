@@ -15,7 +15,7 @@ from fl_tiny.device.store import HeldHead, Kept, floats_to_bytes, is_held_out
 from fl_tiny.device.training import Samples, choose, client_update
 from fl_tiny.gateway.service import make_version
 from fl_tiny.gateway.store import Version
-from fl_tiny.learn.head import HeadSpec, head_spec, read_parameters
+from fl_tiny.learn.head import HeadSpec, head_spec, read_parameters, trained_part
 from fl_tiny.learn.requant import QuantHead, patch
 from fl_tiny.learn.tflite import read_model
 from fl_tiny.protocol import aggregate, signed, wire
@@ -137,7 +137,7 @@ def _round(boards: Sequence[_Board], offer: wire.Offer, base: Version, seed: int
 
 def _first(manifest: wire.Manifest, spec: HeadSpec) -> Version:
     """Version 0, as ``gateway init`` makes it."""
-    parameters = read_parameters(spec)
+    parameters = trained_part(spec, read_parameters(spec))
     head = aggregate.Published(encode_head(parameters), b"")
     return make_version(0, head, aggregate.first_steps(parameters), 0, _digest(manifest), None, KEY)
 

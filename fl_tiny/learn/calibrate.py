@@ -130,7 +130,10 @@ def _observe(spec: HeadSpec, params: Sequence[Array], features: Codes) -> _Seen:
                 y = np.arctanh(np.clip(y, -np.tanh(TANH_END), np.tanh(TANH_END)))
             np.minimum(low[each], y.min(axis=0), out=low[each])
             np.maximum(high[each], y.max(axis=0), out=high[each])
-            left[each] = (min(left[each][0], float(leaving[each].min())), max(left[each][1], float(leaving[each].max())))
+            left[each] = (
+                min(left[each][0], float(leaving[each].min())),
+                max(left[each][1], float(leaving[each].max())),
+            )
             np.add(total[each], passed.inputs[each].mean(axis=0) * len(x), out=total[each])
         lowest_best = min(lowest_best, float(passed.final.max(axis=1).min()))
     means = [(each / len(features)).astype(np.float32) for each in total]

@@ -108,7 +108,8 @@ def personalise(
 ) -> Personalised:
     """Train the model's own head, and keep the result, refitted on all samples, only if the training was better.
 
-    features: (n, in) int8 codes of the feature tensor.   targets: (n,) or (n, outputs).   Raises: DataError for too few samples.
+    features: (n, features) int8 codes of the feature tensor.   targets: (n,) or (n, outputs).   Raises: DataError for
+    too few samples.
     """
     start = read_parameters(spec)
     parts = splits(targets, rng)

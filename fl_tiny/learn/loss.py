@@ -93,7 +93,7 @@ def classes_of(logits: Floats) -> NDArray[np.int64]:
 def right_share(task: Task, outputs: Floats, targets: Targets) -> float:
     """How good ``outputs`` are, 1 at best: the share of right classes, or of right labels; for values R squared.
 
-    outputs: (n, k) logits or values.   R squared is 1 - squared error / squared distance of the targets from their mean.
+    outputs: (n, k) logits or values.   R squared is 1 - squared error / squared distance of targets from their mean.
     """
     if task is Task.VALUES:
         error, spread = outputs - targets, targets - targets.mean(axis=0)

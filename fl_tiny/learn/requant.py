@@ -14,7 +14,6 @@ from fl_tiny.errors import ModelError
 from fl_tiny.learn.head import Array, HeadSpec
 from fl_tiny.learn.layer import Activation, Dense, bias_scale
 from fl_tiny.learn.quant import Affine, affine_over
-from fl_tiny.learn.trail import Step
 
 Ranges = Sequence[tuple[float, ...]]  # a layer: least and largest output; then, if known, the same behind its MEAN
 
@@ -28,7 +27,7 @@ TANH_END = 4.0  # tanh(4) is within a tenth of a code of 1
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QuantDense:
-    """One layer's codes and scales, ready to be run or patched; arrays and codes as in ``layer.Dense``, its ``origin``."""
+    """One layer's codes and scales, ready to be run or patched; arrays as in ``layer.Dense``, its ``origin``."""
 
     weights: NDArray[np.int8]
     bias: NDArray[np.int32] | None
@@ -56,7 +55,9 @@ class QuantDense:
         made = np.clip(np.rint(total) + self.output.zero_point, low, high).astype(np.int8)
         if (bent := self.origin.bent) is not None:
             every = np.arange(-128, 128, dtype=np.int8)
-            made = bent.to_codes(np.tanh(self.output.to_real(every)), np.int8).astype(np.int8)[made.astype(np.int16) + 128]
+            made = bent.to_codes(np.tanh(self.output.to_real(every)), np.int8).astype(np.int8)[
+                made.astype(np.int16) + 128
+            ]
         return self._pool(made.reshape(len(codes), places, -1)) if self.origin.pool else made.reshape(len(codes), -1)
 
     def _limits(self) -> tuple[int, int]:

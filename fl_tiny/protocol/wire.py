@@ -150,6 +150,7 @@ PK = blob(32)
 MS = uint(0, DAY_MS)
 FLAT = number(-1e30, 1e30)
 STEPS = many(number(1e-30, 1e30), 1, MAX_TENSORS)
+SCALES = many(number(1e-30, 1e30), 0, MAX_TENSORS)
 RANGES = many(FLAT, 2, 2 * MAX_TENSORS)
 
 
@@ -230,7 +231,8 @@ class Own:
 class Manifest:
     """A model and what of it is trained; signed by the model-signing key.
 
-    layers: how many of the last dense layers.   shapes: of their tensors, weights then bias, first layer first.
+    layers: how many of the last layers.   shapes: of their trained tensors, weights then bias, first layer first.
+    task: 0 classes, also where absent; 1 labels, each a yes or no; 2 values.   biases_only: 1 where weights stay.
     """
 
     KIND: ClassVar[int] = 7
@@ -242,6 +244,8 @@ class Manifest:
     layers: Annotated[int, Key(6, uint(1, MAX_TENSORS))]
     shapes: Annotated[tuple[tuple[int, ...], ...], Key(7, many(many(uint(1, U16), 1, 2), 1, MAX_TENSORS))]
     labels: Annotated[tuple[str, ...] | None, Key(8, many(text(1, 48), 1, MAX_LABELS))] = None
+    task: Annotated[int | None, Key(10, uint(0, 2))] = None
+    biases_only: Annotated[int | None, Key(11, uint(1, 1))] = None
 
     @property
     def parameters(self) -> int:
@@ -267,7 +271,7 @@ class Head:
     version: Annotated[int, Key(2, uint(0, U32))]
     digest: Annotated[bytes, Key(3, H256)]
     size: Annotated[int, Key(4, uint(1, U32))]
-    scales: Annotated[tuple[float, ...], Key(5, STEPS)]
+    scales: Annotated[tuple[float, ...], Key(5, SCALES)]
     ranges: Annotated[tuple[float, ...] | None, Key(6, RANGES)] = None
 
 

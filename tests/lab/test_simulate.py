@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fl_tiny.device.backbone import open_backbone
-from fl_tiny.device.store import DeviceStore
+from fl_tiny.device.store import DeviceStore, Sample
 from fl_tiny.lab import fashion, watch
 from fl_tiny.lab.simulate import Client, held_out, simulate
 from fl_tiny.learn.head import head_spec
@@ -34,8 +34,8 @@ def clients(devices: int) -> tuple[bytes, list[Client]]:
 def test_the_simulation_holds_out_what_a_devices_store_does(tmp_path: Path) -> None:
     labels = np.random.default_rng(3).integers(0, 7, 200)
     store = DeviceStore.create(tmp_path / "state.db")
-    store.add_samples(((bytes(4), int(label)) for label in labels), 5000)
-    stored = [held for _, _, held in store.samples()]
+    store.add_samples((Sample(bytes(4), int(label)) for label in labels), 5000)
+    stored = [held for _, held in store.samples()]
     store.close()
     assert stored == held_out(labels).tolist()
 

@@ -10,8 +10,8 @@ import pytest
 
 from fl_tiny.errors import ModelError
 from fl_tiny.learn.head import candidates, default_layers, head_spec, read_parameters
-from fl_tiny.learn.tflite import read_model
 from fl_tiny.learn.loss import Task
+from fl_tiny.learn.tflite import read_model
 from fl_tiny.learn.trail import Tail
 from tests.learn.tiny import FULLY_CONNECTED, RESHAPE, Net, classifier, dense, silabs
 
@@ -110,7 +110,9 @@ def test_one_sigmoid_output_is_two_classes_and_one_plain_output_a_value() -> Non
         head_spec(plain, 1, task=Task.CLASSES)
 
 
-@pytest.mark.parametrize(("tail", "task"), [("softmax", Task.VALUES), ("softmax", Task.LABELS), ("logistic", Task.VALUES)])
+@pytest.mark.parametrize(
+    ("tail", "task"), [("softmax", Task.VALUES), ("softmax", Task.LABELS), ("logistic", Task.VALUES)]
+)
 def test_a_task_that_the_model_does_not_end_in_is_refused(tail: str, task: Task) -> None:
     with pytest.raises(ModelError, match=r"SOFTMAX|LOGISTIC"):
         head_spec(read_model(classifier(tail=tail)), 1, task=task)

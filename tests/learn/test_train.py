@@ -11,8 +11,8 @@ import pytest
 
 from fl_tiny.learn.dense import backward, forward
 from fl_tiny.learn.head import HeadSpec, head_spec, read_parameters
-from fl_tiny.learn.tflite import read_model
 from fl_tiny.learn.loss import Loss, classes_of, loss_and_grad
+from fl_tiny.learn.tflite import read_model
 from fl_tiny.learn.train import Optimiser, Settings, fit
 from tests.learn.tiny import classifier
 
