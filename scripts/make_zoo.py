@@ -113,14 +113,47 @@ def dense(
     return build
 
 
-def conv_head(name: str) -> bytes:
-    """1 x 1 convolution to the classes, averaged over the image, softmax."""
-    start = tf.keras.Input((8, 8, 1))
-    at = L.Conv2D(16, 3, strides=2, padding="same", activation="relu")(start)
-    at = L.GlobalAveragePooling2D()(L.Conv2D(4, 1)(at))
-    model = tf.keras.Model(start, L.Softmax()(at))
+def ending(end: Callable[[Any], Any], io: Any = tf.int8) -> Build:
+    """Builds 8 x 8 x 1 -> 3 x 3 convolution, stride 2 -> 4 x 4 x 16 -> ``end``."""
+
+    def build(name: str) -> bytes:
+        start = tf.keras.Input((8, 8, 1))
+        model = tf.keras.Model(start, end(L.Conv2D(16, 3, strides=2, padding="same", activation="relu")(start)))
+        randomise(name, model)
+        return to_int8(model, samples(name, model), io)
+
+    return build
+
+
+def pooled(*widths: int, last: str | None = None, average: bool = False, first: bool = False) -> Build:
+    """Builds 1 x 1 convolutions of ``widths``, RELU between and ``last`` behind them, pooled, softmax.
+
+    average: by AVERAGE_POOL_2D instead of MEAN.   first: pooled before the convolutions instead of behind.
+    """
+
+    def end(at: Any) -> Any:
+        at = L.GlobalAveragePooling2D(keepdims=True)(at) if first else at
+        for width in widths[:-1]:
+            at = L.Conv2D(width, 1, activation="relu")(at)
+        at = L.Conv2D(widths[-1], 1, activation=last)(at)
+        if not first:
+            at = L.AveragePooling2D(4)(at) if average else L.GlobalAveragePooling2D()(at)
+        return L.Softmax()(L.Flatten()(at))
+
+    return ending(end)
+
+
+def flattened(at: Any) -> Any:
+    """1 x 1 convolution with RELU, flattened into a dense layer."""
+    return L.Dense(4, "softmax")(L.Flatten()(L.Conv2D(3, 1, activation="relu")(at)))
+
+
+def autoencoder(name: str) -> bytes:
+    """64 values through 16 and back to 64."""
+    start = tf.keras.Input((64,))
+    model = tf.keras.Model(start, L.Dense(64)(L.Dense(16, "relu")(L.Dense(48, "relu")(start))))
     randomise(name, model)
-    return to_int8(model, samples(name, model))
+    return to_int8(model, samples(name, model), tf.float32)
 
 
 def two_heads(name: str) -> bytes:
@@ -215,14 +248,22 @@ ZOO: dict[str, tuple[str, Build]] = {
     "hidden_relu": ("two dense layers, fused RELU", dense(12, 4)),
     "hidden_relu6": ("two dense layers, fused RELU6", dense(12, 4, act=tf.nn.relu6)),
     "three_layers": ("three dense layers, fused RELU", dense(16, 12, 4)),
-    "hidden_tanh": ("two dense layers with TANH between: only the last is trainable yet", dense(12, 4, act="tanh")),
+    "hidden_tanh": ("two dense layers with TANH between", dense(12, 4, act="tanh")),
     "logistic_one": ("FC -> LOGISTIC, one output: two classes", dense(12, 1, last="sigmoid")),
     "logistic_three": ("FC -> LOGISTIC, three independent outputs", dense(12, 3, last="sigmoid")),
     "logits": ("FC is the output: its quantisation is public", dense(12, 4, last=None)),
     "float_io": ("float32 ends: QUANTIZE first, DEQUANTIZE last", dense(12, 4, io=tf.float32)),
     "uint8_io": ("uint8 ends: QUANTIZE first and last", dense(12, 4, io=tf.uint8)),
     "no_bias": ("two dense layers without a bias", dense(12, 4, bias=False)),
-    "conv_head": ("1 x 1 CONV_2D -> MEAN -> SOFTMAX: not trainable yet", conv_head),
+    "conv_head": ("1 x 1 CONV_2D -> MEAN -> SOFTMAX", pooled(4)),
+    "conv_relu": ("1 x 1 CONV_2D with RELU -> MEAN -> SOFTMAX, as SqueezeNet", pooled(4, last="relu")),
+    "conv_average": ("1 x 1 CONV_2D -> AVERAGE_POOL_2D -> SOFTMAX", pooled(4, average=True)),
+    "conv_two": ("two 1 x 1 CONV_2D -> MEAN -> SOFTMAX", pooled(12, 4)),
+    "conv_late": ("MEAN -> 1 x 1 CONV_2D -> SOFTMAX, as MobileNet v1", pooled(4, first=True)),
+    "conv_dense": ("1 x 1 CONV_2D with RELU, flattened -> FC -> SOFTMAX", ending(flattened)),
+    "value": ("two dense layers, one output without LOGISTIC: a value", dense(12, 1, last=None)),
+    "values": ("two dense layers, two real outputs", dense(12, 2, last=None, io=tf.float32)),
+    "autoencoder": ("dense layers from 64 values to 16 and back", autoencoder),
     "two_heads": ("two dense softmax heads, two outputs: refused", two_heads),
     "float_model": ("float32 throughout: refused", plain(optimise=False)),
     "dynamic_range": ("int8 weights, float32 activations: refused", plain(optimise=True)),

@@ -18,7 +18,8 @@ from fl_tiny.learn.head import HeadSpec, candidates, head_spec, read_parameters
 from fl_tiny.learn.quant import affine_over
 from fl_tiny.learn.requant import MAX_BIAS, QuantHead, patch, requantise
 from fl_tiny.learn.tflite import Model, cut, read_model
-from tests.learn.tiny import classifier, silabs
+from fl_tiny.learn.trail import follow
+from tests.learn.tiny import classifier, silabs, zoo
 
 TWO = ("dense relu", "dense")
 MODELS = {
@@ -32,6 +33,16 @@ MODELS = {
     "logits out": (classifier(tail="logits"), 1),
     "float logits out": (classifier(tail="float"), 1),
     "uint8 sigmoid": (classifier(sizes=(12, 1), tail="uint8"), 1),
+    "tanh": (zoo("hidden_tanh"), 2),
+    "convolution, then mean": (zoo("conv_head"), 1),
+    "convolution with relu, then mean": (zoo("conv_relu"), 1),
+    "convolution, then average pool": (zoo("conv_average"), 1),
+    "two convolutions, then mean": (zoo("conv_two"), 2),
+    "mean, then convolution": (zoo("conv_late"), 1),
+    "convolution, flattened, dense": (zoo("conv_dense"), 2),
+    "keyword_spotting, with a convolution": (silabs("keyword_spotting"), 2),
+    "a value": (zoo("value"), 2),
+    "autoencoder": (zoo("autoencoder"), 3),
 }
 
 
@@ -54,22 +65,27 @@ def real_inputs(model: Model, count: int, seed: int = 0) -> np.ndarray:
 
 def features_of(model: Model, spec: HeadSpec, x: np.ndarray) -> np.ndarray:
     if spec.feature_tensor == model.input.index:
-        return x
+        return x.reshape(len(x), -1)
     return open_backbone(cut(model, spec.feature_tensor)).run(x)
 
 
 def steps_apart(model: Model, head: QuantHead, features: np.ndarray, x: np.ndarray) -> float:
     """How many steps a layer of ours is from the interpreter's when given the interpreter's own codes.
 
-    Through two layers it may be more: a step of a hidden unit is worth several of the output.
+    Through two layers it may be more: a step of a hidden unit is worth several of the output. So is a step before a
+    TANH, whose codes are finer.
     """
-    dense = [op for op in model.main.operators if op.name == "FULLY_CONNECTED"][-len(head.layers) :]
+    links = follow(model).links[: len(head.layers)][::-1]
     codes, worst = features, 0
-    for layer, operator in zip(head.layers, dense, strict=True):
-        theirs = open_backbone(cut(model, operator.outputs[0])).run(x)
-        worst = max(worst, int(np.abs(layer.run(codes).astype(int) - theirs).max()))
+    for layer, link in zip(head.layers, links, strict=True):
+        left = [index for index in link.tensors if model.main.tensors[index].dtype == "int8"][-1]
+        theirs = open_backbone(cut(model, left)).run(x)
+        bent = layer.origin.bent
+        coarser = 1 if bent is None else int(np.ceil(layer.output.scale / bent.scale))
+        worst = max(worst, -(-int(np.abs(layer.run(codes).astype(int) - theirs).max()) // coarser))
         codes = theirs
-    assert np.abs(head.run(features) - head.layers[-1].output.to_real(codes)).max() < 8 * head.layers[-1].output.scale
+    last = head.layers[-1].result
+    assert np.abs(head.run(features) - last.to_real(codes)).max() < 8 * last.scale
     return worst
 
 
@@ -109,7 +125,7 @@ def test_the_codes_after_a_patch_are_read_back(opened: tuple[Model, HeadSpec]) -
     for layer, made in zip(again.layers, head.layers, strict=True):
         assert np.array_equal(layer.weights, made.weights)
         assert np.array_equal(layer.weight_scale, made.weight_scale)
-        assert (layer.input, layer.output) == (made.input, made.output)
+        assert (layer.input, layer.output, layer.result) == (made.input, made.output, made.result)
 
 
 def test_every_bias_scale_in_the_file_is_input_scale_times_weight_scale() -> None:  # trap 2

@@ -202,5 +202,9 @@ def _then(net: Net, name: str, at: int, result: int, options: Any = None) -> int
     return result
 
 
+def zoo(name: str) -> bytes:
+    return (SILABS.parent / "zoo" / f"{name}.tflite").read_bytes()
+
+
 def silabs(name: str) -> bytes:
     return (SILABS / f"{name}.tflite").read_bytes()
