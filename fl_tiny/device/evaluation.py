@@ -32,17 +32,17 @@ def wanted_of(model: Model) -> Wanted:
     values = math.prod(output.shape[1:])
     if len(output.shape) < 1 or values < 1 or output.dtype not in ("int8", "uint8", "float32"):
         raise ModelError(f"the output is {output.dtype} {list(output.shape)}: it tells no classes apart")
-    own = values == math.prod(model.input.shape[1:]) and follow(model).tail is Tail.LOGITS
+    own = values == math.prod(model.input.shape[1:]) and follow(model).tail is not Tail.SOFTMAX
     return Wanted(max(2, values), values, optional=own)
 
 
 def task_of(model: Model, labels: Targets | None) -> Task:
     """What ``labels`` teach a model: classes, labels of their own behind a LOGISTIC, or values; None: its own input."""
     tail = follow(model).tail
-    if labels is not None and labels.ndim == 2:
+    if labels is None or labels.ndim == 2:
         return Task.LABELS if tail is Tail.LOGISTIC else Task.VALUES
     single = math.prod(model.output.shape[1:]) == 1 and tail is Tail.LOGITS
-    return Task.VALUES if labels is None or single else Task.CLASSES
+    return Task.VALUES if single else Task.CLASSES
 
 
 def features_of(

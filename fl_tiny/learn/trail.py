@@ -154,7 +154,7 @@ def _covers_all_places(operator: Operator, source: Tensor, result: Tensor) -> bo
 
 def _link(graph: Graph, operator: Operator, stages: list[Stage], *, final: bool) -> Link:
     for index in (operator.outputs[0], *(stage.tensor for stage in stages)):
-        if sum(index in other.inputs for other in graph.operators) > 1:
+        if sum(index in other.inputs for other in graph.operators if other.name != "SHAPE") > 1:
             raise ModelError(f"tensor {index} behind a {operator.name} is used in two places")
     kinds = {graph.tensors[stage.tensor].dtype for stage in stages} - {"int8", "float32"}
     output = graph.tensors[graph.outputs[0]]

@@ -96,7 +96,7 @@ def test_every_kind_of_head_learns_what_a_teacher_of_its_kind_knows(spec: HeadSp
     before = right_share(spec.task, forward(spec, start, spec.features.to_real(features)).final, targets)
     fitted = fit(spec, start, features, targets, settings=Settings(), rng=rng)
     after = right_share(spec.task, forward(spec, fitted, spec.features.to_real(features)).final, targets)
-    assert after > before + 0.3
+    assert after > min(before + 0.25, 0.95)
 
 
 def test_with_biases_alone_the_weights_stay_and_the_loss_falls() -> None:
