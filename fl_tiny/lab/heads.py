@@ -19,18 +19,22 @@ from fl_tiny.learn.loss import Targets, Task, right_share
 from fl_tiny.learn.quant import Affine
 from fl_tiny.learn.requant import patch
 from fl_tiny.learn.tflite import Model, cut, read_model
-from fl_tiny.learn.train import Settings, fit
 from fl_tiny.learn.trail import Tail, follow
+from fl_tiny.learn.train import Settings, fit
 
 TRAINED, TESTED = 600, 1000
 NOISE = 1.5  # of a sample's own field to its class's: hard enough that no head is right always
+MOST_LAYERS = 4
 MAX_FEATURES = 20_000  # bytes a sample: a board would not keep more
 SEED = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One head of one model. before, after, float_head: ``loss.right_share`` on test samples. reason: why not trained."""
+    """One head of one model. before, after, float_head: ``loss.right_share`` on test samples.
+
+    reason: why there is no such head to train.
+    """
 
     layers: int
     kinds: tuple[str, ...]
@@ -43,10 +47,10 @@ class Row:
 
 
 def rows(data: bytes) -> list[Row]:
-    """A row for each head of the model, and one with the reason where no (more) head can be trained."""
+    """A row for each head of up to four layers, and one with the reason where no (more) head can be trained."""
     model = read_model(data)
     found = []
-    for candidate in candidates(model):
+    for candidate in candidates(model)[:MOST_LAYERS]:
         if candidate.reason is not None:
             found.append(Row(candidate.layers, (), "", 0, None, None, None, candidate.reason))
         elif math.prod(candidate.feature_shape or ()) <= MAX_FEATURES:
@@ -136,11 +140,15 @@ def _codes(model: Model, fields: NDArray[np.float64]) -> NDArray[Any]:
     after = next((op.outputs[0] for op in model.main.operators if source.index in op.inputs), source.index)
     quantised = source if source.dtype != "float32" else model.main.tensors[after]
     scale = quantised.quantisation
-    spread = fields / np.abs(fields).max() * 1.5  # a few are clipped, as in life
+    spread: NDArray[np.float64] = fields / np.abs(fields).max() * 1.5  # a few are clipped, as in life
     if scale is None or quantised.dtype not in ("int8", "uint8"):
         return spread.astype(np.float32)
     affine = Affine(scale.scale[0], scale.zero_point[0])
     limits = np.iinfo(np.dtype(quantised.dtype))
     middle, half = (limits.max + limits.min) / 2, (limits.max - limits.min) / 2
-    codes = np.clip(np.rint(middle + spread * half), limits.min, limits.max).astype(quantised.dtype)
-    return affine.to_real(codes) if source.dtype == "float32" else codes
+    codes: NDArray[Any] = np.clip(np.rint(middle + spread * half), limits.min, limits.max).astype(
+        np.dtype(quantised.dtype)
+    )
+    if source.dtype == "float32":
+        return affine.to_real(codes)
+    return codes

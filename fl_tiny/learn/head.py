@@ -197,7 +197,8 @@ def _check_exclusive(model: Model, layers: tuple[Dense, ...], links: tuple[Link,
             for start, end in _tensor_spans(tensor):
                 if any(start < high and low < end for low, high in written):
                     raise ModelError(f"tensor {tensor.index} shares bytes with the head")
-    users = [index for operator in model.main.operators for index in operator.inputs if index in own]
+    using = [operator for operator in model.main.operators if operator.name != "SHAPE"]
+    users = [index for operator in using for index in operator.inputs if index in own]
     if len(users) != len(set(users)):
         raise ModelError("a tensor of the head is used twice")
 
