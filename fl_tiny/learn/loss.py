@@ -29,58 +29,70 @@ class Loss(str, Enum):
     SQUARED = "squared"
 
 
-def loss_and_grad(loss: Loss, outputs: Floats, targets: Targets) -> tuple[float, Floats]:
+def loss_and_grad(
+    loss: Loss, outputs: Floats, targets: Targets, *, weights: Floats | None = None, smoothing: float = 0.0
+) -> tuple[float, Floats]:
     """The mean loss over samples of a head's outputs, and its gradient with respect to them.
 
     outputs: (n, k) floats.   targets: (n,) classes in [0, k), in {0, 1} where k = 1; or (n, k) floats, in [0, 1] for
-    labels, in the outputs' real units for values.   Nats for the first two losses, squared units for the third.
+    labels, in the outputs' real units for values.   weights: (n,) of the samples, mean one.   smoothing: the share of
+    each target that is spread evenly over all classes, or over yes and no; values have none.
+    Nats for the first two losses, squared units for the third. The gradient has the dtype of ``outputs``.
+    Source of ``smoothing``: Szegedy et al., Rethinking the Inception Architecture (CVPR 2016), section 7.
     """
-    if loss is Loss.SQUARED:
-        return squared_error(outputs, targets)
-    if loss is Loss.SIGMOID:
-        return sigmoid_xent(outputs, targets)
-    return softmax_xent(outputs, targets)
+    rows = {Loss.SOFTMAX: _softmax, Loss.SIGMOID: _sigmoid, Loss.SQUARED: _squared}[loss]
+    losses, grad = rows(outputs, targets, smoothing)
+    if weights is not None:
+        losses = losses * weights
+        grad *= weights.astype(grad.dtype)[:, None]
+    grad /= len(targets)
+    return float(np.mean(losses)), grad
 
 
-def softmax_xent(logits: Floats, labels: Targets) -> tuple[float, Floats]:
-    """Mean cross-entropy in nats, and its gradient with respect to ``logits``.
+def class_weights(targets: Targets) -> Floats | None:
+    """A weight a sample, (n,) float32, mean one, by which each class that occurs counts the same; None for vectors."""
+    if targets.ndim > 1:
+        return None
+    found, counts = np.unique(targets, return_counts=True)
+    weights = np.zeros(int(found[-1]) + 1, np.float32)
+    weights[found] = len(targets) / (len(found) * counts)
+    return np.asarray(weights[targets])
 
-    logits: (n, k) float, unbounded.   labels: (n,) int64, each in [0, k).
-    The gradient is (n, k), of the dtype of ``logits``; each row sums to zero.
+
+def _softmax(logits: Floats, labels: Targets, smoothing: float) -> tuple[Floats, Floats]:
+    """Cross-entropies in nats, (n,), and their gradients; each row of these sums to zero.
+
     Source: Bishop, Pattern Recognition and Machine Learning (2006), section 4.3.4.
     """
     rows = np.arange(len(labels))
     z = logits - logits.max(axis=1, keepdims=True)  # exp() of a trained head's logits overflows float32
     grad = np.exp(z)
     total = grad.sum(axis=1, keepdims=True)
-    loss = float(np.mean(np.log(total[:, 0]) - z[rows, labels]))
+    losses = np.log(total[:, 0]) - z[rows, labels]
     grad /= total
-    grad[rows, labels] -= 1
-    grad /= len(labels)
-    return loss, grad
+    if smoothing:
+        losses = losses + smoothing * (z[rows, labels] - z.mean(axis=1))
+        grad -= smoothing / logits.shape[1]
+    grad[rows, labels] -= 1 - smoothing
+    return losses, grad
 
 
-def sigmoid_xent(logits: Floats, targets: Targets) -> tuple[float, Floats]:
-    """Mean over samples of the summed binary cross-entropies, and the gradient with respect to ``logits``.
+def _sigmoid(logits: Floats, targets: Targets, smoothing: float) -> tuple[Floats, Floats]:
+    """Summed binary cross-entropies, (n,), and their gradients; a class is its own output's yes, all others' no.
 
-    logits: (n, k) float, unbounded.   targets: (n, k) in [0, 1]; or (n,) classes, each output standing for its own
-    class, a single one for class 1 against 0.
     Source: log(1 + exp(-|z|)) form, Murphy, Probabilistic Machine Learning (2022), section 10.2.3.
     """
-    wanted = _indicators(targets, logits)
+    wanted = _indicators(targets, logits) * (1 - smoothing) + smoothing / 2
     small = np.exp(-np.abs(logits))
-    loss = float(np.mean((np.maximum(logits, 0) - logits * wanted + np.log1p(small)).sum(axis=1)))
+    losses = (np.maximum(logits, 0) - logits * wanted + np.log1p(small)).sum(axis=1)
     chance = np.where(logits >= 0, 1, small) / (1 + small)
-    return loss, (chance - wanted) / len(targets)
+    return losses, (chance - wanted).astype(logits.dtype)
 
 
-def squared_error(outputs: Floats, targets: Targets) -> tuple[float, Floats]:
-    """Mean over samples of half the summed squared errors, and the gradient with respect to ``outputs``.
-
-    outputs, targets: (n, k), the same units.
-    """
+def _squared(outputs: Floats, targets: Targets, _smoothing: float) -> tuple[Floats, Floats]:
+    """Half the summed squared errors, (n,), and their gradients."""
     error = outputs - targets.astype(outputs.dtype)
-    return float(0.5 * (error * error).sum(axis=1).mean()), error / len(targets)
+    return 0.5 * (error * error).sum(axis=1), error
 
 
 def classes_of(logits: Floats) -> NDArray[np.int64]:

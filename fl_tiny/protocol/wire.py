@@ -280,11 +280,20 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Train:
-    """How a device trains in a round: passes over its samples, samples a step, learning rate."""
+    """How a device trains in a round: passes over its samples, samples a step, learning rate (absent: it finds one).
+
+    proximal: FedProx's mu.   smoothing: share of a target spread over all classes.   balanced: 1: classes weigh alike.
+    patience: epochs without a better loss, then it stops.   adam: 1: by Adam; absent: by descent with momentum.
+    """
 
     epochs: Annotated[int, Key(1, uint(1, 100))]
     batch: Annotated[int, Key(2, uint(1, 4096))]
-    rate: Annotated[float, Key(3, number(1e-7, 10.0))]
+    rate: Annotated[float | None, Key(3, number(1e-7, 10.0))] = None
+    proximal: Annotated[float | None, Key(4, number(0.0, 1e3))] = None
+    smoothing: Annotated[float | None, Key(5, number(0.0, 0.9))] = None
+    balanced: Annotated[int | None, Key(6, uint(1, 1))] = None
+    patience: Annotated[int | None, Key(7, uint(1, 100))] = None
+    adam: Annotated[int | None, Key(8, uint(1, 1))] = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,10 @@ import pytest
 from fl_tiny.learn.dense import backward, forward
 from fl_tiny.learn.head import HeadSpec, head_spec, read_parameters
 from fl_tiny.learn.loss import Loss, Task, classes_of, loss_and_grad, right_share
+from fl_tiny.learn.optimiser import Optimiser
 from fl_tiny.learn.tflite import read_model
-from fl_tiny.learn.train import Optimiser, Settings, fit
-from tests.learn.tiny import classifier, zoo
+from fl_tiny.learn.train import RATES, Settings, fit, revived
+from tests.learn.tiny import classifier, silabs, zoo
 
 DEEP = (("dense relu6", "dense relu", "dense"), (8, 7, 6, 4))
 
@@ -83,6 +84,85 @@ def test_the_gradient_agrees_with_a_central_difference(spec: HeadSpec) -> None:
             assert grad[at] == pytest.approx((high - low) / 2e-6, abs=1e-7)
 
 
+def test_weights_and_smoothing_stand_in_the_gradient_too(spec: HeadSpec) -> None:
+    rng = np.random.default_rng(8)
+    outputs = rng.normal(size=(6, spec.outputs))
+    targets, weights = targets_for(spec, 6, rng), rng.uniform(0.2, 2, 6)
+
+    def loss() -> float:
+        return loss_and_grad(spec.loss, outputs, targets, weights=weights, smoothing=0.1)[0]
+
+    _, grad = loss_and_grad(spec.loss, outputs, targets, weights=weights, smoothing=0.1)
+    for at in np.ndindex(*outputs.shape):
+        kept = outputs[at]
+        outputs[at] = kept + 1e-6
+        high = loss()
+        outputs[at] = kept - 1e-6
+        assert grad[at] == pytest.approx((high - loss()) / 2e-6, abs=1e-7)
+        outputs[at] = kept
+
+
+def test_balanced_classes_find_a_rare_class_more_often() -> None:
+    spec = head_spec(read_model(classifier(sizes=(12, 4))), 1)
+    features, labels = a_task(spec, 3000)
+    noise = np.random.default_rng(4).integers(-90, 91, features.shape)
+    features = np.clip(features + noise, -128, 127).astype(np.int8)
+    few = np.flatnonzero((labels != 0) | (np.arange(3000) % 25 == 0))
+    x = spec.features.to_real(features[labels == 0])
+
+    def rare_found(**more: object) -> float:
+        settings = Settings(epochs=20, **more)  # type: ignore[arg-type]
+        rng = np.random.default_rng(1)
+        fitted = fit(spec, read_parameters(spec), features[few], labels[few], settings=settings, rng=rng)
+        return float(np.mean(classes_of(forward(spec, fitted, x).final) == 0))
+
+    assert rare_found(balanced=True) > rare_found() + 0.1
+
+
+def test_a_proximal_term_keeps_the_head_closer_to_its_start() -> None:
+    spec = head_spec(read_model(classifier()), 1)
+    features, labels = a_task(spec, 200)
+    start = read_parameters(spec)
+
+    def moved(mu: float) -> float:
+        settings = Settings(epochs=5, proximal=mu, shrink=False)
+        fitted = fit(spec, start, features, labels, settings=settings, rng=np.random.default_rng(1))
+        return float(np.abs(fitted[0] - start[0]).sum())
+
+    assert moved(10) < moved(1) < moved(0)
+
+
+def test_with_patience_labels_of_chance_do_not_take_the_head_far() -> None:
+    """On labels that features say nothing of, every epoch makes the loss on other samples worse."""
+    spec = head_spec(read_model(zoo("reshape_fc")), 1)
+    rng = np.random.default_rng(5)
+    features, labels = rng.integers(-128, 128, (200, 256)).astype(np.int8), rng.integers(0, 4, 200)
+    fresh, told = rng.integers(-128, 128, (2000, 256)).astype(np.int8), rng.integers(0, 4, 2000)
+
+    def fresh_loss(patience: int | None) -> float:
+        settings = Settings(epochs=60, rate=0.1, pull=0, patience=patience)
+        fitted = fit(spec, read_parameters(spec), features, labels, settings=settings, rng=np.random.default_rng(1))
+        return loss_and_grad(spec.loss, forward(spec, fitted, spec.features.to_real(fresh)).final, told)[0]
+
+    assert fresh_loss(3) < fresh_loss(None)
+
+
+@pytest.mark.parametrize("optimiser", list(Optimiser))
+def test_a_rate_that_is_found_does_as_well_as_the_best_of_those_tried(optimiser: Optimiser) -> None:
+    spec = head_spec(read_model(silabs("tflite_micro_magic_wand")), 2)
+    features, labels = a_task(spec, 400)
+    noise = np.random.default_rng(4).integers(-127, 128, features.shape)
+    features = np.clip(features + noise, -128, 127).astype(np.int8)
+
+    def reached(rate: float | None) -> float:
+        settings = Settings(epochs=2, rate=rate, optimiser=optimiser, shrink=False)
+        fitted = fit(spec, read_parameters(spec), features, labels, settings=settings, rng=np.random.default_rng(1))
+        return accuracy(spec, fitted, features, labels)
+
+    tried = [reached(rate) for rate in RATES]
+    assert reached(None) > max(tried) - 0.1
+
+
 def test_every_kind_of_head_learns_what_a_teacher_of_its_kind_knows(spec: HeadSpec) -> None:
     """The teacher is the same head with other parameters, so that what is asked can be learned."""
     rng = np.random.default_rng(3)
@@ -97,6 +177,23 @@ def test_every_kind_of_head_learns_what_a_teacher_of_its_kind_knows(spec: HeadSp
     fitted = fit(spec, start, features, targets, settings=Settings(), rng=rng)
     after = right_share(spec.task, forward(spec, fitted, spec.features.to_real(features)).final, targets)
     assert after > min(before + 0.25, 0.95)
+
+
+def test_units_that_no_sample_wakes_learn_again_and_change_nothing_at_first() -> None:
+    spec = head_spec(read_model(silabs("tflite_micro_magic_wand")), 2)
+    features, labels = a_task(spec, 400)  # features unlike the model's own leave 14 of 16 units at zero
+    start, x = read_parameters(spec), spec.features.to_real(features)
+    woken = revived(spec, start, features)
+    assert (forward(spec, start, x).outputs[0] > 0).any(axis=0).sum() <= 3
+    assert (forward(spec, woken, x).outputs[0] > 0).any(axis=0).sum() >= 15
+    assert forward(spec, woken, x).final == pytest.approx(forward(spec, start, x).final, rel=1e-4, abs=1e-4)
+
+    def reached(revive: bool) -> float:
+        settings = Settings(epochs=20, revive=revive)
+        return accuracy(spec, fit(spec, start, features, labels, settings=settings, rng=rng), features, labels)
+
+    rng = np.random.default_rng(1)
+    assert reached(True) > reached(False) + 0.3
 
 
 def test_with_biases_alone_the_weights_stay_and_the_loss_falls() -> None:
