@@ -20,6 +20,7 @@ LEVEL = {  # docs/architecture.md, "Who may import whom": a module imports from 
     "config": 2,
     "statedir": 2,
     "files": 2,
+    "labels": 2,
     "database": 2,
     "net": 2,
     "protocol": 1,
@@ -37,7 +38,7 @@ HOME = {  # one foreign thing, one module
     "nacl": {"protocol/signed.py"},
     "sqlite3": {"device/store.py", "gateway/store.py", "database.py"},
     "tflite_runtime": {"device/backbone.py"},
-    "ai_edge_litert": {"device/backbone.py"},
+    "ai_edge_litert": {"device/backbone.py", "lab/rehead.py"},
     "starlette": {"gateway/web.py"},
     "uvicorn": {"gateway/web.py"},
     "segno": {"cli/gateway.py"},
@@ -82,7 +83,11 @@ def test_imports_only_point_down(path: Path) -> None:
         theirs = layer(module)
         if not module.startswith("fl_tiny") or theirs in (mine, "__version__", ""):
             continue
-        allowed = LEVEL[theirs] < LEVEL[mine] or (mine, theirs) in {("protocol", "learn"), ("statedir", "files")}
+        allowed = LEVEL[theirs] < LEVEL[mine] or (mine, theirs) in {
+            ("protocol", "learn"),
+            ("statedir", "files"),
+            ("labels", "files"),
+        }
         assert allowed, f"{name_of(path)} imports {module}"
 
 

@@ -73,6 +73,13 @@ def duration(text: str) -> float:
     return seconds
 
 
+def positive(text: str) -> int:
+    """A number from 1 to 100000, for argparse."""
+    if not text.isdecimal() or not 1 <= int(text) <= 100_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to 100000")
+    return int(text)
+
+
 def progress(line: str) -> None:
     """One line of progress on stderr; stdout is for results."""
     print(line, file=sys.stderr, flush=True)

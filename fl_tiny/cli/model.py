@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fl_tiny.cli.common import command, group, progress, show
+from fl_tiny.cli import rehead
+from fl_tiny.cli.common import command, group, positive, progress, show
 
 if TYPE_CHECKING:
     from fl_tiny.learn.head import Candidate
@@ -33,16 +34,17 @@ def add(groups: Any) -> None:
     parser.add_argument(
         "--layers",
         metavar="K",
-        type=_positive,
+        type=positive,
         help="train the last K layers (default: two dense ones where there are, else one)",
     )
     parser.add_argument("--bias-only", action="store_true", help="train the layers' biases alone, keep their weights")
     parser.add_argument(
-        "--epochs", metavar="E", type=_positive, help="times each sample is used (default: as measured good)"
+        "--epochs", metavar="E", type=positive, help="times each sample is used (default: as measured good)"
     )
     parser.add_argument(
         "--seed", metavar="S", type=_seed, default=SEED, help=f"of all random choices (default: {SEED})"
     )
+    rehead.add(commands)
 
 
 def inspect(args: argparse.Namespace) -> None:
@@ -174,12 +176,6 @@ def _head_line(head: Candidate) -> str:
         return f"head      {head.layers}: cannot be trained: {head.reason}"
     shape = list(head.feature_shape or ())
     return f"head      {head.layers}: {', '.join(head.kinds)}, {head.parameters} parameters on {shape}"
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 100_000:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to 100000")
-    return int(text)
 
 
 def _seed(text: str) -> int:

@@ -16,6 +16,7 @@ from fl_tiny.errors import ConfigError, DataError, EnvironmentFault, ModelError
 from fl_tiny.files import read_bounded, sync_directory, write_atomic
 from fl_tiny.gateway.service import make_version
 from fl_tiny.gateway.store import Device, Store, Version
+from fl_tiny.labels import labels_of, read_labels
 from fl_tiny.learn.head import HeadSpec, default_layers, head_spec, read_parameters, trained_part, whole
 from fl_tiny.learn.loss import Task
 from fl_tiny.learn.requant import patch, requantise
@@ -58,7 +59,7 @@ def initialise(directory: Path, model_file: Path, labels_file: Path | None, want
     model = read_model(data)
     layers = wanted.layers if wanted.layers is not None else default_layers(model)
     spec = head_spec(model, layers, task=wanted.task, biases_only=wanted.biases_only)
-    labels = _read_labels(labels_file, spec) if labels_file else None
+    labels = _labels(labels_file, data, spec)
     if spec.parameters > wire.MAX_CODES:
         raise ModelError(
             f"the last {len(spec.layers)} layers have {spec.parameters} parameters, an update carries at most"
@@ -197,19 +198,18 @@ def _name(file: Path) -> str:
     return "".join(c for c in file.stem if c.isprintable())[:32].encode()[:32].decode("utf-8", "ignore") or "model"
 
 
-def _read_labels(path: Path, spec: HeadSpec) -> tuple[str, ...]:
-    try:
-        lines = read_bounded(path, 65_536, DataError).decode().split("\n")
-    except UnicodeDecodeError as cause:
-        raise DataError(f"{path} is not UTF-8 text") from cause
-    labels = tuple(line.strip() for line in lines if line.strip())
+def _labels(file: Path | None, data: bytes, spec: HeadSpec) -> tuple[str, ...] | None:
+    """The outputs' names: from the operator's file, else from the model's own metadata."""
     outputs = spec.classes if spec.task is Task.CLASSES else spec.outputs
-    if len(labels) != outputs:
-        raise DataError(f"{path} has {len(labels)} labels, the model has {outputs} classes", hint="one a line")
-    size = sum(len(label.encode()) for label in labels)
-    if size > wire.LABELS_LIMIT or len(labels) > wire.MAX_LABELS or any(len(x.encode()) > 48 for x in labels):
+    labels = read_labels(file, outputs) if file else labels_of(data, outputs)
+    size = sum(len(label.encode()) for label in labels or ())
+    if (
+        size > wire.LABELS_LIMIT
+        or len(labels or ()) > wire.MAX_LABELS
+        or any(len(x.encode()) > 48 for x in labels or ())
+    ):
         raise DataError(
-            f"{path}: {len(labels)} labels of {size} B; at most {wire.MAX_LABELS} of 48 B, {wire.LABELS_LIMIT} B in all"
+            f"{len(labels or ())} labels of {size} B; at most {wire.MAX_LABELS} of 48 B, {wire.LABELS_LIMIT} B in all"
         )
     return labels
 
