@@ -154,9 +154,9 @@ class Agent:
         head = wire.decode(wire.Head, signed.payload_of(self._store.head().signed))
         if offer.base != head.digest:
             return  # a head was published between two messages; the next heartbeat says so
-        counts = self._store.counts()
+        samples, held = self._store.sample_count()
         self._offer = offer
-        for action in self._session.handle(session.OfferSeen(offer, sum(counts.values()), len(counts))):
+        for action in self._session.handle(session.OfferSeen(offer, samples, held, len(self._store.counts()))):
             assert isinstance(action, session.SendAnswer)
             try:
                 await link.answer(offer.rid, action.said)
@@ -223,7 +223,8 @@ class Agent:
         )
         message = signed.sign(wire.encode(update), self._seed)
         steps = floats_to_bytes(self._offer.steps)
-        self._store.put_journal(Journal(self._offer.number, message, trained.codes, trained.residual, steps))
+        residual = trained.residual or b""
+        self._store.put_journal(Journal(self._offer.number, message, trained.codes, residual, steps))
         self._session.handle(session.Trained())
 
     async def _deliver(self, link: Link, *, again: bool) -> None:
@@ -243,8 +244,9 @@ class Agent:
             log.warning("update refused round=%d why=%r", owed.number, str(fault))
         for action in actions:
             assert isinstance(action, session.Settle)
-            residual = owed.residual if action.delivered else undelivered(owed.codes, owed.residual)
-            self._store.settle(None if action.drop else residual, owed.steps, counted=action.delivered)
+            drop = action.drop or not owed.residual  # sums leave nothing unsaid, and what was unsaid fits no new head
+            residual = owed.residual if action.delivered or drop else undelivered(owed.codes, owed.residual)
+            self._store.settle(None if drop else residual, owed.steps, counted=action.delivered)
         self._emit("update", {"number": owed.number, "status": word, "training_s": self._training_s})
 
     # ---- the child ------------------------------------------------------------------------------------------

@@ -65,18 +65,29 @@ def run(
     train: wire.Train | None = None,
     seed: int = SEED,
     tested: int = 5000,
+    start: str = "model",
 ) -> Accuracies:
     """Accuracies with labels spread over the clients by Dirichlet(``alpha``); smaller is more lopsided.
 
     model: tests/models/fashion.tflite.   train: None takes the gateway's default.   tested: how many test images.
-    Raises: EnvironmentFault without the images.
+    start: ``exact`` makes the first round an exact start.   Raises: EnvironmentFault without the images.
     """
     task = _task(model, tested)
     parts = dirichlet(task.labels, CLIENTS, alpha, np.random.default_rng(seed))
     gateway = GatewaySettings()
     train = train or wire.Train(gateway.epochs, gateway.batch, gateway.rate)
     clients = [Client(task.features[p], task.labels[p], held_out(task.labels[p])) for p in parts]
-    fleet = simulate(model, LAYERS, clients, rounds=rounds, train=train, seed=seed, max_samples=gateway.max_samples)
+    fleet = simulate(
+        model,
+        LAYERS,
+        clients,
+        rounds=rounds,
+        train=train,
+        seed=seed,
+        max_samples=gateway.max_samples,
+        start=start,
+        min_samples=gateway.min_samples,
+    )
     return Accuracies(
         _accuracy(task, model),
         float(np.mean([_trained(task, part) for part in parts])),

@@ -92,6 +92,8 @@ def summed(spec: HeadSpec, params: Sequence[Array], plan: Plan, features: Codes,
 
     features: (n, in) codes.   labels: (n,).   Raises: DataError when the plan does not fit the head.
     """
+    if plan.layer >= len(spec.layers) or (plan.seed is None) != (plan.shift is None):
+        raise DataError(f"sums before layer {plan.layer} of {len(spec.layers)}, or half a projection")
     inputs, outputs = spec.layers[plan.layer].weights.shape[1], spec.layers[-1].weights.shape[0]
     if outputs != plan.outputs or (plan.seed is None and inputs != plan.width):
         raise DataError(f"sums of {plan.width} x {plan.outputs} do not fit a layer of {inputs} x {outputs}")

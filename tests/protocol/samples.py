@@ -23,6 +23,10 @@ MESSAGES = {
     "head-least": wire.Head(H, 0, H, 12_820, (0.0078125,)),
     "head-full": wire.Head(H, 12, H, 12_820, (0.1, 1e-6), (-1.5, 2.25, 0.0, 6.0)),
     "offer": wire.Offer(RID, 1, H, 600_000, (0.01, 0.5), wire.Train(4, 16, 0.02), 2000),
+    "offer-gram": wire.Offer(RID, 1, H, 1, (0.01,), wire.Train(1, 1, 0.5), 1, wire.GramConfig(0, 96, 10, 10)),
+    "offer-full": wire.Offer(
+        RID, 1, H, 1, (0.01,), wire.Train(1, 1, 0.5), 1, wire.GramConfig(1, 350, 10, 65_535, b"e" * 32, 15)
+    ),
     "answer": wire.Answer(RID, 0),
     "update-least": wire.Update(RID, DID, H, 1, H, 1),
     "update-full": wire.Update(RID, DID, H, 65_535, H, 262_144, wire.Metrics(50, 0.25, 1.0), (-3.0, 3.5)),

@@ -16,7 +16,7 @@ from fl_tiny.protocol.session import Session, State
 
 OFFER = wire.Offer(b"r" * 8, 1, b"h" * 32, 1000, (0.1, 0.1), wire.Train(1, 16, 0.1), 100)
 EVENTS = [
-    session.OfferSeen(OFFER, 100, 5),
+    session.OfferSeen(OFFER, 100, 20, 5),
     session.JoinTaken(),
     session.Trained(),
     session.TrainingFailed(),
@@ -28,7 +28,7 @@ EVENTS = [
 @pytest.mark.parametrize(("samples", "classes"), [(0, 0), (9, 3), (100, 1)])
 def test_a_board_with_too_few_samples_or_one_class_declines(samples: int, classes: int) -> None:
     device = Session()
-    actions = device.handle(session.OfferSeen(OFFER, samples, classes))
+    actions = device.handle(session.OfferSeen(OFFER, samples, samples // 5, classes))
     assert actions == [session.SendAnswer(wire.Said.TOO_FEW_SAMPLES)]
     assert device.state is State.IDLE
 
