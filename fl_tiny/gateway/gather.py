@@ -24,7 +24,7 @@ from fl_tiny.protocol.update import HeadBody, Parameters, decode_head, encode_he
 SEED = hashlib.sha256(b"fl-tiny exact start").digest()  # of projections; what it is matters to nobody
 LEAST_COMPARED = 4  # devices with sums; among fewer none can stand out
 NORMAL = 1.4826  # a normal distribution's standard deviation over its median absolute deviation
-LEAST_SPREAD = 0.1  # guess: of the median loss; fleets whose devices agree closely have no outlier within it
+LEAST_SPREAD = 0.2  # of the median loss: devices that agree closely are not told apart by what little is left
 
 
 class Kind(str, Enum):

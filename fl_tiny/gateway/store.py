@@ -19,6 +19,14 @@ from fl_tiny.errors import ConfigError, EnvironmentFault, RemoteError
 from fl_tiny.gateway.tables import MIGRATIONS, SCHEMA, SCHEMA_VERSION, Device, Entry, OpenRound, Pairing, Version
 from fl_tiny.protocol.wire import Code, Status
 
+PRAGMAS = (
+    "journal_mode=WAL",
+    "synchronous=FULL",
+    "secure_delete=ON",  # what is forgotten leaves no sums behind
+    "foreign_keys=ON",
+    "trusted_schema=OFF",
+)
+
 
 class Store:
     """One connection to DIR/state.db."""
@@ -280,7 +288,6 @@ class Store:
 
         An open round, which started from another head, ends without one.
         """
-        self._db.execute("PRAGMA secure_delete=ON")  # the freed pages held its sums
         with self._transaction() as db:
             _revoke(db, did)
             db.execute("DELETE FROM gram WHERE did=?", (did,))
@@ -383,7 +390,7 @@ def _put_outliers(db: sqlite3.Connection, outliers: Mapping[bytes, float | None]
 def _connect(path: Path) -> sqlite3.Connection:
     try:
         db = sqlite3.connect(path, isolation_level=None, timeout=5.0, check_same_thread=False)
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "trusted_schema=OFF"):
+        for pragma in PRAGMAS:
             db.execute(f"PRAGMA {pragma}")
     except sqlite3.DatabaseError as cause:
         raise EnvironmentFault(f"{path} cannot be opened: {cause}", hint="restore it from a backup") from cause
