@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final, Protocol
 
@@ -25,6 +25,11 @@ SEED = hashlib.sha256(b"fl-tiny exact start").digest()  # of projections; what i
 LEAST_COMPARED = 4  # devices with sums; among fewer none can stand out
 NORMAL = 1.4826  # a normal distribution's standard deviation over its median absolute deviation
 LEAST_SPREAD = 0.2  # of the median loss: devices that agree closely are not told apart by what little is left
+
+
+# Of the rate, behind an exact start. Fashion, 15 clients, one round and 20 rounds later, with 1 and with 0.1 of it:
+# Dirichlet 0.1 .622, .778 and .768, .789; 0.3 .717, .794 and .781, .794; 1.0 .787, .813 and .792, .807.
+GENTLE = 0.1
 
 
 class Kind(str, Enum):
@@ -218,6 +223,11 @@ def make_version(
     head = wire.Head(manifest_digest, number, digest, len(body), scales, made.ranges)
     message = signed.sign(wire.encode(head), seed)
     return Version(number, digest, body, message, made.head.residual, made.steps, weight)
+
+
+def train_behind(train: wire.Train, *, solved: bool) -> wire.Train:
+    """How devices are to train; from a solved head with smaller steps, which do not undo it. solved: is it one?"""
+    return replace(train, rate=max(train.rate * GENTLE, wire.LEAST_RATE)) if solved else train
 
 
 def first_made(parameters: Parameters) -> Made:

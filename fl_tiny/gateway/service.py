@@ -15,7 +15,7 @@ from typing import Any
 
 from fl_tiny.errors import EnvironmentFault, RemoteError
 from fl_tiny.gateway import forget
-from fl_tiny.gateway.gather import Changes, ExactStart, Gathering, Grams, Kind, make_version
+from fl_tiny.gateway.gather import Changes, ExactStart, Gathering, Grams, Kind, make_version, train_behind
 from fl_tiny.gateway.store import Store
 from fl_tiny.gateway.tables import Device, Entry, OpenRound, Version
 from fl_tiny.gateway.uploads import Uploads
@@ -147,7 +147,7 @@ class Gateway:
             self.head.digest,
             left_ms,
             self.head.steps,
-            self.train,
+            train_behind(self.train, solved=self.store.has_solved()),
             self.max_samples,
             self.gathering.config,
         )

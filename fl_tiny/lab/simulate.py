@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fl_tiny.device.job import Trained
 from fl_tiny.device.store import HeldHead, Kept, floats_to_bytes, is_held_out
 from fl_tiny.device.training import Samples, choose, client_sums, client_update
-from fl_tiny.gateway.gather import Changes, ExactStart, Gathering, Grams, first_made, make_version
+from fl_tiny.gateway.gather import Changes, ExactStart, Gathering, Grams, first_made, make_version, train_behind
 from fl_tiny.gateway.tables import Entry, Version
 from fl_tiny.learn.head import HeadSpec, head_spec, read_parameters
 from fl_tiny.learn.requant import QuantHead, patch
@@ -84,7 +84,8 @@ def simulate(
         gathering: Gathering = Changes(manifest)
         if start == "exact" and number == 1:
             gathering = Grams(ExactStart(manifest, spec, version), min_samples)
-        offer = wire.Offer(bytes(8), number, version.digest, 0, version.steps, train, max_samples, gathering.config)
+        how = train_behind(train, solved=start == "exact" and number > 1)
+        offer = wire.Offer(bytes(8), number, version.digest, 0, version.steps, how, max_samples, gathering.config)
         version, score = _round(boards, offer, version, seed, gathering)
         accuracy.append(score)
         if personal_epochs is not None and (every_round or number == rounds):

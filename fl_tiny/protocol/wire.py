@@ -23,6 +23,7 @@ U32 = 0xFFFFFFFF
 DAY_MS = 86_400_000
 MAX_CODES = 262_144  # parameters of a head, bytes of sums: the wire's limit, checked at `gateway init`
 MAX_TENSORS = 16
+LEAST_RATE = 1e-7
 MAX_LABELS = 256
 LABELS_LIMIT = 2048  # bytes of all labels together, so that a signed manifest fits a control message
 CHUNK = 1024  # bytes of codes in one PUT
@@ -208,7 +209,7 @@ class Train:
 
     epochs: Annotated[int, Key(1, uint(1, 100))]
     batch: Annotated[int, Key(2, uint(1, 4096))]
-    rate: Annotated[float, Key(3, number(1e-7, 10.0))]
+    rate: Annotated[float, Key(3, number(LEAST_RATE, 10.0))]
 
 
 @dataclass(frozen=True, slots=True)
