@@ -21,7 +21,7 @@ from fl_tiny.device import job
 from fl_tiny.device.enrol import DEFAULT_PORT
 from fl_tiny.device.layout import CURRENT, DEVICE_KEY, NEXT, PSK
 from fl_tiny.device.link import Link
-from fl_tiny.device.store import DeviceStore, Journal, Kept, floats_to_bytes
+from fl_tiny.device.store import DeviceStore, HeldHead, Journal, Kept, floats_to_bytes
 from fl_tiny.errors import EnvironmentFault, RemoteError
 from fl_tiny.files import sync_directory
 from fl_tiny.protocol import session, signed, wire
@@ -143,7 +143,7 @@ class Agent:
     async def _fetch_head(self, link: Link) -> None:
         held = await link.head(self._manifest_digest, self._manifest.body_size, self._store.get("gateway_pk"))
         if held.version > self._store.head().version:
-            self._store.put_head(held)
+            self._store.put_head(held, anew=_solved_since(held) > self._store.head().version)
             self._emit("round", {"number": held.version, "state": "published"})
 
     async def _consider(self, link: Link, rid: bytes) -> None:
@@ -244,7 +244,8 @@ class Agent:
             log.warning("update refused round=%d why=%r", owed.number, str(fault))
         for action in actions:
             assert isinstance(action, session.Settle)
-            drop = action.drop or not owed.residual  # sums leave nothing unsaid, and what was unsaid fits no new head
+            void = not owed.residual or _solved_since(self._store.head()) >= owed.number  # sums, or of a head no longer
+            drop = action.drop or void
             residual = owed.residual if action.delivered or drop else undelivered(owed.codes, owed.residual)
             self._store.settle(None if drop else residual, owed.steps, counted=action.delivered)
         self._emit("update", {"number": owed.number, "status": word, "training_s": self._training_s})
@@ -347,6 +348,11 @@ class Agent:
             return True
         waits_for_head = (self._store.get("last_round") or 0) > told.head
         return not waits_for_head and (self._answered is not None or told.poll_ms > SOON_S * 1000)
+
+
+def _solved_since(head: HeldHead) -> int:
+    """The last version that was solved from sums and not trained, 0 for none: changes before it mean nothing here."""
+    return wire.decode(wire.Head, signed.payload_of(head.signed)).since or 0
 
 
 def _digest(path: Path) -> bytes:

@@ -56,7 +56,8 @@ def carry_out(store: Store, start: ExactStart, seed: bytes, did: bytes) -> Versi
     others = {other: body for other, body in store.sums() if other != did}
     total = start.total(others.values())
     digest = hashlib.sha256(signed.payload_of(store.get("manifest"))).digest()
-    version = make_version(store.head().number + 1, start.made(total), total.samples, digest, seed)
+    number = store.head().number + 1
+    version = make_version(number, start.made(total), total.samples, digest, seed, since=number)
     scores = start.outliers(list(others.values()))
     store.forget(did, os.urandom(8), version, dict(zip(others, scores, strict=True)))
     return version

@@ -147,7 +147,7 @@ class Gateway:
             self.head.digest,
             left_ms,
             self.head.steps,
-            train_behind(self.train, solved=self.store.has_solved()),
+            train_behind(self.train, solved=self.store.solved() is not None),
             self.max_samples,
             self.gathering.config,
         )
@@ -284,12 +284,12 @@ class Gateway:
     def _publish(self, rid: bytes, seconds: float) -> None:
         gathered = self.gathering
         made = gathered.made(self.head, self.store.accepted(rid))
-        version = make_version(self.head.number + 1, made, gathered.weight, self.manifest_digest, self._seed)
-        outliers = None
+        number, since, outliers = self.head.number + 1, self.store.solved(), None
         if gathered.kind is Kind.EXACT:
             sent = [(entry.did, entry.codes or b"") for entry in self.store.accepted(rid)]
             scores = self._start.outliers([body for _, body in sent])
-            outliers = dict(zip([did for did, _ in sent], scores, strict=True))
+            outliers, since = dict(zip([did for did, _ in sent], scores, strict=True)), number
+        version = make_version(number, made, gathered.weight, self.manifest_digest, self._seed, since)
         self.store.publish(rid, version, seconds, outliers)
         self.head = version
         self.emit("round", {"number": version.number, "state": "published", "updates": gathered.updates})

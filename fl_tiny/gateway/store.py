@@ -278,10 +278,11 @@ class Store:
         found = self._db.execute("SELECT substr(key, 8) FROM meta WHERE key LIKE 'forget:%' ORDER BY key")
         return [did for did in (bytes.fromhex(row[0]) for row in found) if self.has_sums(did)]
 
-    def has_solved(self) -> bool:
-        """Has a head been solved from sums? Later ones then go on from it."""
-        row = self._db.execute("SELECT 1 FROM round WHERE kind!='train' AND state='published' LIMIT 1").fetchone()
-        return row is not None
+    def solved(self) -> int | None:
+        """The last head that was solved from sums; later ones go on from it."""
+        row = self._db.execute("SELECT max(number) FROM round WHERE kind!='train' AND state='published'").fetchone()
+        number: int | None = row[0]
+        return number
 
     def forgotten(self, did: bytes) -> int | None:
         """The head that no longer knows this device, once there is one."""

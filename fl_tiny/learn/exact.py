@@ -82,7 +82,7 @@ def exact_head(spec: HeadSpec, base: Sequence[Array], made: Plan, sums: Sums) ->
     spans = _kept_ranges(spec, base)
     gain = _gain(spec, ridge)
     size = sum(1 if layer.bias is None else 2 for layer in spec.layers[made.layer :])
-    params = list(base[:-size])
+    params: list[Floats | Array] = list(base[:-size])
     if made.layer == len(spec.layers) - 1:
         params += [gain * weights] if spec.layers[-1].bias is None else [gain * weights, gain * bias]
     else:
@@ -134,7 +134,7 @@ def _reach(ridge: Ridge, gain: float) -> tuple[float, float]:
 
 def _carried(
     base: Sequence[Array], weights: Floats, bias: Floats, ridge: Ridge, gain: float
-) -> tuple[list[Array], float]:
+) -> tuple[list[Floats], float]:
     """The last two layers' parameters: one unit an output takes its score, shifted above zero, the last layer passes
     it on. The units that matter least give way; the others stay, unused until training finds a use.
 

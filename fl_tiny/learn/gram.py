@@ -118,7 +118,8 @@ def projection(plan: Plan, inputs: int) -> Array | None:
         return None
     count = inputs * plan.width
     bits = np.frombuffer(hashlib.shake_256(plan.seed).digest(-(-count // 8)), np.uint8)
-    return (np.unpackbits(bits, count=count).reshape(inputs, plan.width) * np.float32(2) - 1).astype(np.float32)
+    signs = np.unpackbits(bits, count=count).astype(np.float32) * 2 - 1
+    return np.asarray(signs.reshape(inputs, plan.width), np.float32)
 
 
 def to_bytes(sums: Sums) -> bytes:

@@ -189,6 +189,7 @@ class Head:
 
     digest: SHA-256 of the canonical body (protocol/update.py).   scales: one a weight tensor.
     ranges: lo, hi of each layer's outputs on the fleet's data, for boards without samples; absent: keep the model's.
+    since: the last version solved from sums; what a device has left to say of a head before it is void.
     """
 
     KIND: ClassVar[int] = 8
@@ -198,6 +199,7 @@ class Head:
     size: Annotated[int, Key(4, uint(1, U32))]
     scales: Annotated[tuple[float, ...], Key(5, STEPS)]
     ranges: Annotated[tuple[float, ...] | None, Key(6, RANGES)] = None
+    since: Annotated[int | None, Key(7, uint(1, U32))] = None
 
 
 # ---- a round ------------------------------------------------------------------------------------------------

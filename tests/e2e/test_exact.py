@@ -123,6 +123,26 @@ def test_a_forgotten_device_leaves_the_head_as_if_it_had_never_been_there(fleet:
         assert db.execute("SELECT count(*) FROM gram").fetchone() == (2,)
 
 
+def test_a_forgotten_device_is_in_no_residual_either(fleet: Fleet) -> None:
+    gateway = fleet.gateway(*EXACT, "--rounds", 2, "--clients", 2)
+    devices = [fleet.device(f"d{i}", seed=i) for i in range(2)]
+    runs = [fleet.run(d, "--rounds", 2) for d in devices]
+    assert gateway.wait() == 0 and [run.wait() for run in runs] == [0, 0]
+    assert residuals(devices[0]) == 1
+    cli("gateway", "forget", fleet.gw, "d1")
+    gateway = fleet.gateway("--interval", 3600, "--clients", 2)  # the other one never comes: no round opens
+    told = fleet.run(devices[0])
+    told.event("round", number=3, state="published")
+    told.event("model", number=3)
+    assert stop(told) == 0 and stop(gateway) == 0
+    assert residuals(devices[0]) == 0
+
+
+def residuals(directory: Path) -> int:
+    with sqlite3.connect(directory / "state.db") as db:
+        return int(db.execute("SELECT count(*) FROM residual").fetchone()[0])
+
+
 def test_what_training_learned_cannot_be_forgotten_exactly(fleet: Fleet) -> None:
     gateway = fleet.gateway("--interval", 0, "--rounds", 1)
     device = fleet.device("d")

@@ -21,7 +21,7 @@ MESSAGES = {
     "manifest-least": wire.Manifest("m", 1, 1, H, 1, 1, ((1, 1),)),
     "manifest-full": wire.Manifest("watch", 1, 1, H, 21_056, 2, ((32, 192), (32,), (7, 32), (7,)), ("a", "b")),
     "head-least": wire.Head(H, 0, H, 12_820, (0.0078125,)),
-    "head-full": wire.Head(H, 12, H, 12_820, (0.1, 1e-6), (-1.5, 2.25, 0.0, 6.0)),
+    "head-full": wire.Head(H, 12, H, 12_820, (0.1, 1e-6), (-1.5, 2.25, 0.0, 6.0), 4_294_967_295),
     "offer": wire.Offer(RID, 1, H, 600_000, (0.01, 0.5), wire.Train(4, 16, 0.02), 2000),
     "offer-gram": wire.Offer(RID, 1, H, 1, (0.01,), wire.Train(1, 1, 0.5), 1, wire.GramConfig(0, 96, 10, 10)),
     "offer-full": wire.Offer(
