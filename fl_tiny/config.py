@@ -34,6 +34,8 @@ class GatewaySettings:
     batch: int = 16
     rate: float = 0.1
     max_samples: int = 2000
+    start: str = "model"
+    min_samples: int = 10
     code_minutes: float = 10.0
     advertise: str | None = None
     handshakes_per_s: int = 50
@@ -60,6 +62,8 @@ RULES: dict[str, Rule] = {
     "batch": ("1 to 4096", lambda v: 1 <= v <= 4096),
     "rate": ("above 0 and at most 10", lambda v: 0 < v <= 10),
     "max_samples": ("1 to 65535", lambda v: 1 <= v <= 65_535),
+    "start": ("exact or model", lambda v: v in ("exact", "model")),
+    "min_samples": ("1 to 65535", lambda v: 1 <= v <= 65_535),
     "code_minutes": ("above 0 and at most 43200", lambda v: 0 < v <= 43_200),
     "handshakes_per_s": ("1 to 100000", lambda v: 1 <= v <= 100_000),
     "personal_epochs": ("1 to 1000", lambda v: 1 <= v <= 1000),

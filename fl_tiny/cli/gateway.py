@@ -38,6 +38,9 @@ def add(parent: Any) -> None:
     p.add_argument("--quorum", type=float, metavar="SHARE", help="share of them that may close a round (default: 0.6)")
     p.add_argument("--deadline", type=float, metavar="S", help="seconds until a round closes anyway (default: 600)")
     p.add_argument("--interval", type=float, metavar="S", help="seconds between rounds, 0: at once (default: 3600)")
+    p.add_argument(
+        "--start", choices=("exact", "model"), help="first head: solved at once, or trained (default: model)"
+    )
     p = command(sub, "pair", pair, "fl-tiny gateway pair gw --count 50 --expires 7d --out cards")
     p.add_argument("dir", type=Path)
     p.add_argument("--count", type=int, default=1, metavar="N", help="how many codes (default: 1)")
@@ -50,9 +53,10 @@ def add(parent: Any) -> None:
         ("status", status, "fl-tiny gateway status gw --json"),
     ):
         command(sub, name, run_it, example).add_argument("dir", type=Path)
-    p = command(sub, "revoke", revoke, "fl-tiny gateway revoke gw kitchen")
-    p.add_argument("dir", type=Path)
-    p.add_argument("device", help="an id, a unique prefix of one, or a name")
+    for name, run_it in (("revoke", revoke), ("forget", forget)):
+        p = command(sub, name, run_it, f"fl-tiny gateway {name} gw kitchen")
+        p.add_argument("dir", type=Path)
+        p.add_argument("device", help="an id, a unique prefix of one, or a name")
     p = command(sub, "export", export, "fl-tiny gateway export gw --out fleet.tflite")
     p.add_argument("dir", type=Path)
     p.add_argument("--out", type=Path, required=True, metavar="FILE.tflite")
@@ -78,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
 
     _owner(args.dir)
     options = server.RunOptions(
-        args.bind, args.web, args.rounds, args.clients, args.quorum, args.deadline, args.interval
+        args.bind, args.web, args.rounds, args.clients, args.quorum, args.deadline, args.interval, args.start
     )
     server.run(args.dir, options, events(args))
 
@@ -113,13 +117,13 @@ def devices(args: argparse.Namespace) -> None:
     from fl_tiny.gateway import setup
 
     rows = setup.device_rows(_store(args.dir))
-    show(args, rows, table(rows, ("id", "name", "state", "last_round", "samples", "last_seen_s")))
+    show(args, rows, table(rows, ("id", "name", "state", "last_round", "samples", "last_seen_s", "outlier")))
 
 
 def rounds(args: argparse.Namespace) -> None:
     """List the rounds, oldest first."""
     rows = _store(args.dir).rounds()
-    names = ("number", "state", "invited", "received", "samples", "loss", "accuracy", "seconds")
+    names = ("number", "kind", "state", "invited", "received", "samples", "loss", "accuracy", "seconds")
     show(args, rows, table(rows, names))
 
 
@@ -141,6 +145,16 @@ def revoke(args: argparse.Namespace) -> None:
     device = setup.find_device(store, args.device)
     store.revoke(device.did)
     show(args, {"id": device.did.hex(), "state": "revoked"}, f"{device.did.hex()} is revoked")
+
+
+def forget(args: argparse.Namespace) -> None:
+    """Take a device out of the fleet and of its head, as if it had never been there; after an exact start only."""
+    from fl_tiny.gateway.forget import forget as forget_device
+
+    _owner(args.dir)
+    device, number = forget_device(args.dir, args.device)
+    found = {"id": device.did.hex(), "state": "revoked", "round": number}
+    show(args, found, f"{device.did.hex()} is revoked, and head {number} is made without it")
 
 
 def export(args: argparse.Namespace) -> None:

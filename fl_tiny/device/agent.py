@@ -21,7 +21,7 @@ from fl_tiny.device import job
 from fl_tiny.device.enrol import DEFAULT_PORT
 from fl_tiny.device.layout import CURRENT, DEVICE_KEY, NEXT, PSK
 from fl_tiny.device.link import Link
-from fl_tiny.device.store import DeviceStore, Journal, Kept, floats_to_bytes
+from fl_tiny.device.store import DeviceStore, HeldHead, Journal, Kept, floats_to_bytes
 from fl_tiny.errors import EnvironmentFault, RemoteError
 from fl_tiny.files import sync_directory
 from fl_tiny.protocol import session, signed, wire
@@ -143,7 +143,7 @@ class Agent:
     async def _fetch_head(self, link: Link) -> None:
         held = await link.head(self._manifest_digest, self._manifest.body_size, self._store.get("gateway_pk"))
         if held.version > self._store.head().version:
-            self._store.put_head(held)
+            self._store.put_head(held, anew=_solved_since(held) > self._store.head().version)
             self._emit("round", {"number": held.version, "state": "published"})
 
     async def _consider(self, link: Link, rid: bytes) -> None:
@@ -154,9 +154,9 @@ class Agent:
         head = wire.decode(wire.Head, signed.payload_of(self._store.head().signed))
         if offer.base != head.digest:
             return  # a head was published between two messages; the next heartbeat says so
-        counts = self._store.counts()
+        samples, held = self._store.sample_count()
         self._offer = offer
-        for action in self._session.handle(session.OfferSeen(offer, sum(counts.values()), len(counts))):
+        for action in self._session.handle(session.OfferSeen(offer, samples, held, len(self._store.counts()))):
             assert isinstance(action, session.SendAnswer)
             try:
                 await link.answer(offer.rid, action.said)
@@ -223,7 +223,8 @@ class Agent:
         )
         message = signed.sign(wire.encode(update), self._seed)
         steps = floats_to_bytes(self._offer.steps)
-        self._store.put_journal(Journal(self._offer.number, message, trained.codes, trained.residual, steps))
+        residual = trained.residual or b""
+        self._store.put_journal(Journal(self._offer.number, message, trained.codes, residual, steps))
         self._session.handle(session.Trained())
 
     async def _deliver(self, link: Link, *, again: bool) -> None:
@@ -243,8 +244,10 @@ class Agent:
             log.warning("update refused round=%d why=%r", owed.number, str(fault))
         for action in actions:
             assert isinstance(action, session.Settle)
-            residual = owed.residual if action.delivered else undelivered(owed.codes, owed.residual)
-            self._store.settle(None if action.drop else residual, owed.steps, counted=action.delivered)
+            void = not owed.residual or _solved_since(self._store.head()) >= owed.number  # sums, or of a head no longer
+            drop = action.drop or void
+            residual = owed.residual if action.delivered or drop else undelivered(owed.codes, owed.residual)
+            self._store.settle(None if drop else residual, owed.steps, counted=action.delivered)
         self._emit("update", {"number": owed.number, "status": word, "training_s": self._training_s})
 
     # ---- the child ------------------------------------------------------------------------------------------
@@ -345,6 +348,11 @@ class Agent:
             return True
         waits_for_head = (self._store.get("last_round") or 0) > told.head
         return not waits_for_head and (self._answered is not None or told.poll_ms > SOON_S * 1000)
+
+
+def _solved_since(head: HeldHead) -> int:
+    """The last version that was solved from sums and not trained, 0 for none: changes before it mean nothing here."""
+    return wire.decode(wire.Head, signed.payload_of(head.signed)).since or 0
 
 
 def _digest(path: Path) -> bytes:

@@ -34,13 +34,14 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A client update, not signed yet. samples: trained on.   residual: int16, step / 256 (protocol/update.py)."""
+    """A client update, or its sums, not signed yet. samples: trained on, or summed.   residual: int16, step / 256
+    (protocol/update.py).   residual, ranges: absent for sums."""
 
     KIND: ClassVar[int] = 101
     codes: Annotated[bytes, Key(1, blob(1, MAX_CODES))]
-    residual: Annotated[bytes, Key(2, blob(2, 2 * MAX_CODES))]
     samples: Annotated[int, Key(3, uint(1, wire.U16))]
-    ranges: Annotated[tuple[float, ...], Key(4, RANGES)]
+    residual: Annotated[bytes | None, Key(2, blob(2, 2 * MAX_CODES))] = None
+    ranges: Annotated[tuple[float, ...] | None, Key(4, RANGES)] = None
     metrics: Annotated[Metrics | None, Key(5, part(Metrics))] = None
 
 

@@ -222,9 +222,11 @@ class DeviceStore:
         """The head held. There is one from enrolment on."""
         return HeldHead(*self._db.execute("SELECT version, signed, body FROM head").fetchone())
 
-    def put_head(self, head: HeldHead) -> None:
-        """Hold a newer head."""
+    def put_head(self, head: HeldHead, *, anew: bool = False) -> None:
+        """Hold a newer head. anew: it does not go on from the one held so far, so the residual is void."""
         with self._transaction() as db:
+            if anew:
+                db.execute("DELETE FROM residual")
             db.execute("INSERT OR REPLACE INTO head VALUES(1,?,?,?)", (head.version, head.signed, head.body))
 
     def journal(self) -> Journal | None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fl_tiny.device.job import Trained
 from fl_tiny.device.store import HeldHead, Kept, bytes_to_floats
-from fl_tiny.learn import judge
+from fl_tiny.learn import gram, judge
 from fl_tiny.learn.calibrate import activation_ranges, calibrated
 from fl_tiny.learn.head import HeadSpec, trained_part, whole
 from fl_tiny.learn.loss import Targets, Task
@@ -105,13 +105,22 @@ def client_update(
         carried, steps = residual
         change += update.decode_residual(carried, update.per_parameter(bytes_to_floats(steps), shapes))
     codes = update.encode_change(change, update.per_parameter(offer.steps, shapes), rng)
-    metrics = None
-    if samples.held.any():
-        score = judge.judged(samples.spec, samples.quantised(base), samples.features, samples.labels, [samples.held])
-        metrics = wire.Metrics(score.samples, min(float(score.loss), 1e6), _share(score))
     spans = activation_ranges(samples.spec, fitted, samples.features[rest])
     ranges = tuple(float(v) for span in spans for v in span)
-    return Trained(codes.codes, codes.residual, min(int(rest.sum()), offer.max_samples), ranges, metrics)
+    weight = min(int(rest.sum()), offer.max_samples)
+    return Trained(codes.codes, weight, codes.residual, ranges, _metrics(samples, base))
+
+
+def client_sums(samples: Samples, base: HeldHead, offer: wire.Offer) -> Trained:
+    """Sum up all but the held-out samples, the youngest ones when there are more than the offer takes.
+
+    Raises: DataError when the offer does not fit the head.
+    """
+    assert offer.gram is not None
+    made = gram.Plan(offer.gram.layer, offer.gram.width, offer.gram.outputs, offer.gram.seed, offer.gram.shift)
+    rows = np.flatnonzero(~samples.held)[-offer.max_samples :]
+    sums = gram.summed(samples.spec, samples.parameters(base), made, samples.features[rows], samples.labels[rows])
+    return Trained(gram.to_bytes(sums), sums.samples, metrics=_metrics(samples, base))
 
 
 def round_settings(train: wire.Train) -> Settings:
@@ -157,6 +166,14 @@ def choose(samples: Samples, head: HeldHead, kept: Kept, epochs: int) -> Choice:
     rng = np.random.default_rng(SEED)
     fitted = judge.trained(spec, samples.parameters(head), features, labels, settings=settings, rng=rng)
     return Choice(best, True, fitted, accuracies)
+
+
+def _metrics(samples: Samples, base: HeldHead) -> wire.Metrics | None:
+    """The base head on the held-out samples, when there are any."""
+    if not samples.held.any():
+        return None
+    score = judge.judged(samples.spec, samples.quantised(base), samples.features, samples.labels, [samples.held])
+    return wire.Metrics(score.samples, min(float(score.loss), 1e6), _share(score))
 
 
 def _best(scores: dict[str, judge.Score], samples: Samples, previous: HeldHead | None, head: HeldHead) -> str:

@@ -18,7 +18,7 @@ from fl_tiny import statedir
 from fl_tiny.device.job import FRAME_LIMIT, Chosen, Failed, Job, frame
 from fl_tiny.device.layout import BASE, NEXT
 from fl_tiny.device.store import DeviceStore, HeldHead
-from fl_tiny.device.training import Choice, Samples, choose, client_update
+from fl_tiny.device.training import Choice, Samples, choose, client_sums, client_update
 from fl_tiny.errors import DataError, FlTinyError
 from fl_tiny.files import write_atomic
 from fl_tiny.learn.loss import Task
@@ -37,7 +37,10 @@ def serve(directory: Path, job: Job, out: BinaryIO) -> None:
     head = HeldHead(version, job.head, job.body)
     if job.offer is not None:
         offer = wire.decode(wire.Offer, job.offer)
-        _answer(out, client_update(samples, head, offer, store.residual(), np.random.default_rng()))
+        if offer.gram is not None:
+            _answer(out, client_sums(samples, head, offer))
+        else:
+            _answer(out, client_update(samples, head, offer, store.residual(), np.random.default_rng()))
     if job.choose:
         choice = choose(samples, head, store.kept(), job.epochs)
         _answer(

@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 from fl_tiny.errors import EnvironmentFault, FlTinyError, RemoteError
 from fl_tiny.gateway.service import Gateway, raise_refusal
-from fl_tiny.gateway.store import Device, Entry
+from fl_tiny.gateway.tables import Device, Entry
 from fl_tiny.net.coap import Request, Response
-from fl_tiny.protocol import aggregate, problem, signed, wire
+from fl_tiny.protocol import problem, signed, wire
 from fl_tiny.protocol.rounds import Answered, Submitting
 from fl_tiny.protocol.wire import Code
 
@@ -193,7 +193,7 @@ class Resources:
         if codes is None:
             held = self._gateway.uploads.held(device.did, sid, raw)
             return Response("4.08", wire.encode(held), CBOR)
-        aggregate.check_codes(codes, self._gateway.manifest.parameters)
+        self._gateway.gathering.check(codes, update)
         metrics = update.metrics
         entry = Entry(
             device.did,
@@ -223,8 +223,8 @@ class Resources:
         gateway = self._gateway
         if update.base != gateway.head.digest:
             raise RemoteError("the update starts from another head", code=Code.STALE_BASE)
-        if update.size != gateway.manifest.parameters:
-            raise RemoteError(f"{update.size} codes for {gateway.manifest.parameters} parameters", code=Code.SHAPE)
+        if update.size != gateway.gathering.size:
+            raise RemoteError(f"{update.size} codes instead of {gateway.gathering.size}", code=Code.SHAPE)
         if update.samples > gateway.max_samples:
             raise RemoteError(f"{update.samples} samples, at most {gateway.max_samples} count", code=Code.QUOTA)
         if update.ranges is not None and len(update.ranges) != 2 * gateway.manifest.layers:

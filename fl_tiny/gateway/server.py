@@ -14,7 +14,7 @@ from fl_tiny import config, statedir
 from fl_tiny.errors import ConfigError
 from fl_tiny.files import read_bounded
 from fl_tiny.gateway.resources import Resources
-from fl_tiny.gateway.service import Emit, Gateway
+from fl_tiny.gateway.service import Emit, ExactOptions, Gateway
 from fl_tiny.gateway.setup import BASE, GATEWAY_KEY, MODEL_LIMIT
 from fl_tiny.gateway.store import Store
 from fl_tiny.net.coap import Limits, Server
@@ -37,6 +37,7 @@ class RunOptions:
     quorum: float | None = None
     deadline: float | None = None
     interval: float | None = None
+    start: str | None = None
 
 
 def run(directory: Path, options: RunOptions, emit: Emit) -> bool:
@@ -46,7 +47,7 @@ def run(directory: Path, options: RunOptions, emit: Emit) -> bool:
     """
     chosen: dict[str, Any] = {
         key: value
-        for key in ("bind", "web", "clients", "quorum", "deadline", "interval")
+        for key in ("bind", "web", "clients", "quorum", "deadline", "interval", "start")
         if (value := getattr(options, key)) is not None
     }
     config.check(chosen, config.GatewaySettings, "command line")
@@ -67,6 +68,7 @@ async def _serve(
         RoundSettings(settings.clients, settings.quorum, settings.deadline, settings.interval),
         Train(settings.epochs, settings.batch, settings.rate),
         settings.max_samples,
+        ExactOptions(settings.start == "exact", settings.min_samples),
     )
     gateway.emit = emit
     resources = Resources(gateway)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import logging
 import os
@@ -13,9 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from fl_tiny.errors import EnvironmentFault, RemoteError
-from fl_tiny.gateway.store import Device, Entry, Store, Version
+from fl_tiny.gateway import forget
+from fl_tiny.gateway.gather import Changes, ExactStart, Gathering, Grams, Kind, make_version, train_behind
+from fl_tiny.gateway.store import Store
+from fl_tiny.gateway.tables import Device, Entry, OpenRound, Version
 from fl_tiny.gateway.uploads import Uploads
-from fl_tiny.protocol import aggregate, signed, wire
+from fl_tiny.protocol import signed, wire
 from fl_tiny.protocol.rounds import (
     Abort,
     Action,
@@ -32,7 +36,6 @@ from fl_tiny.protocol.rounds import (
     RoundSettings,
     restored,
 )
-from fl_tiny.protocol.update import HeadBody
 from fl_tiny.statedir import boot_clock_s, boot_id
 
 log = logging.getLogger(__name__)
@@ -62,6 +65,14 @@ class Presence:
     silent: bool = False  # it let a round wait; it counts again when it speaks
 
 
+@dataclass(frozen=True, slots=True)
+class ExactOptions:
+    """wanted: the first head is solved from sums.   min_samples: the fewest that a device may sum."""
+
+    wanted: bool = False
+    min_samples: int = 10
+
+
 class Gateway:
     """One fleet's rounds over one store; ``now`` everywhere is ``time.monotonic()``."""
 
@@ -73,6 +84,7 @@ class Gateway:
         settings: RoundSettings,
         train: wire.Train,
         max_samples: int,
+        exact: ExactOptions = ExactOptions(),
     ) -> None:
         self.store = store
         self.model = model
@@ -83,8 +95,8 @@ class Gateway:
         self.manifest_digest = hashlib.sha256(wire.encode(self.manifest)).digest()
         self.emit: Emit = lambda event, facts: None
         self.presence: dict[bytes, Presence] = {}
-        self.uploads = Uploads(self.manifest.parameters)
         self.head: Version = store.head()
+        self._exact = exact
         self._seed = seed
         self._boot = boot_id()
         self._dirty: set[bytes] = set()
@@ -94,7 +106,8 @@ class Gateway:
         self._opened_at = 0.0
         self._has_opened = False  # in this run of the gateway
         self._saved_at = time.monotonic()
-        self._sum = aggregate.RunningSum(self.manifest.shapes)
+        self.gathering: Gathering = self._gathers(self._next_kind())
+        self.uploads = Uploads(self.gathering.size)
         self.rounds = self._restore()
 
     # ---- what requests ask and change -------------------------------------------------------------------------
@@ -134,8 +147,9 @@ class Gateway:
             self.head.digest,
             left_ms,
             self.head.steps,
-            self.train,
+            train_behind(self.train, solved=self.store.solved() is not None),
             self.max_samples,
+            self.gathering.config,
         )
 
     def handle(self, event: Event) -> list[Action]:
@@ -155,7 +169,7 @@ class Gateway:
         """Put an accepted update into the ledger, then into the sum. On the disk when this returns."""
         assert self.rounds.rid is not None and entry.codes is not None
         self.store.receive(self.rounds.rid, entry)
-        self._sum.add(entry.codes, entry.samples)
+        self.gathering.add(entry.codes, entry.samples)
         self.uploads.drop(entry.did)
         self.emit("update", {"number": self.head.number + 1, "status": "accepted", "device": entry.did.hex()})
         log.info("update accepted round=%d device=%s", self.head.number + 1, entry.did.hex()[:8])
@@ -170,7 +184,7 @@ class Gateway:
             del self.presence[did]
             self.uploads.drop(did)
         if self.rounds.rid is not None:
-            self._sum = self._summed(self.rounds.rid)
+            self.gathering = self._gathered(self.rounds.rid)
         for did in revoked:
             self.handle(Revoked(did))
 
@@ -180,6 +194,7 @@ class Gateway:
         """Run rounds until ``total`` heads are published in all (None: until cancelled)."""
         while total is None or self.head.number < total:
             now = time.monotonic()
+            self._forget()
             self.drop_revoked()
             self._write_off(now)
             if self.rounds.rid is None and self._may_open(now):
@@ -231,14 +246,16 @@ class Gateway:
     def _open(self, now: float) -> None:
         rid = os.urandom(8)
         number = self.head.number + 1
-        self.store.open_round(rid, number, self.head.number, self.settings.deadline_s)
-        self._sum = aggregate.RunningSum(self.manifest.shapes)
+        kind = self._next_kind()
+        self.store.open_round(OpenRound(rid, number, self.head.number, self.settings.deadline_s, kind.value))
+        self.gathering = self._gathers(kind)
+        self.uploads = Uploads(self.gathering.size)
         self._opened_at = now
         self._has_opened = True
         online = self.online(now)
         self.rounds.handle(Opened(rid, number, online, self._active(), self.settings.deadline_s), now)
         self.emit("round", {"number": number, "state": "open"})
-        log.info("round open number=%d devices=%d", number, len(online))
+        log.info("round open number=%d kind=%s devices=%d", number, kind.value, len(online))
 
     def _active(self) -> int:
         """Devices a round may hope for: enrolled, and not known to be silent."""
@@ -265,23 +282,42 @@ class Gateway:
                 self._wake.set()
 
     def _publish(self, rid: bytes, seconds: float) -> None:
-        base = self.head
-        scales = wire.decode(wire.Head, signed.payload_of(base.signed)).scales
-        ranges = aggregate.merge_ranges([e.ranges for e in self.store.accepted(rid) if e.ranges is not None])
-        new = aggregate.publish(HeadBody(base.body, scales), base.residual, self.manifest.shapes, base.steps, self._sum)
-        version = make_version(
-            base.number + 1,
-            new,
-            aggregate.next_steps(base.steps, self._sum.peaks),
-            self._sum.weight,
-            self.manifest_digest,
-            ranges,
-            self._seed,
-        )
-        self.store.publish(rid, version, seconds)
+        gathered = self.gathering
+        made = gathered.made(self.head, self.store.accepted(rid))
+        number, since, outliers = self.head.number + 1, self.store.solved(), None
+        if gathered.kind is Kind.EXACT:
+            sent = [(entry.did, entry.codes or b"") for entry in self.store.accepted(rid)]
+            scores = self._start.outliers([body for _, body in sent])
+            outliers, since = dict(zip([did for did, _ in sent], scores, strict=True)), number
+        version = make_version(number, made, gathered.weight, self.manifest_digest, self._seed, since)
+        self.store.publish(rid, version, seconds, outliers)
         self.head = version
-        self.emit("round", {"number": version.number, "state": "published", "updates": self._sum.updates})
-        log.info("round published number=%d updates=%d seconds=%.2f", version.number, self._sum.updates, seconds)
+        self.emit("round", {"number": version.number, "state": "published", "updates": gathered.updates})
+        log.info("round published number=%d updates=%d seconds=%.2f", version.number, gathered.updates, seconds)
+
+    # ---- exact starts -----------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def _start(self) -> ExactStart:
+        return ExactStart.of(self.store, self.model)
+
+    def _next_kind(self) -> Kind:
+        return Kind.EXACT if self._exact.wanted and self.head.number == 0 else Kind.TRAIN
+
+    def _gathers(self, kind: Kind) -> Gathering:
+        return Grams(self._start, self._exact.min_samples) if kind is Kind.EXACT else Changes(self.manifest)
+
+    def _forget(self) -> None:
+        """A command beside us may have asked to forget devices: publish heads without them."""
+        for did in self.store.to_forget():
+            rid = self.rounds.rid
+            version = forget.carry_out(self.store, self._start, self._seed, did)
+            if rid is not None:
+                self.emit("round", {"number": version.number, "state": "aborted", "why": "a device was forgotten"})
+            self.rounds, self.head = Rounds(self.settings), version
+            self.uploads.clear()
+            self.emit("round", {"number": version.number, "state": "published", "updates": 0})
+            log.info("device forgotten device=%s number=%d", did.hex()[:8], version.number)
 
     # ---- across a restart -----------------------------------------------------------------------------------
 
@@ -300,18 +336,20 @@ class Gateway:
         self._due = dict.fromkeys(joined, now + RETURN_S - LOST_S)
         event = Opened(opened.rid, opened.number, joined, self._active(), left_s)
         rounds = restored(self.settings, event, answers, now)
-        self._sum = self._summed(opened.rid)
+        self.gathering = self._gathered(opened.rid, Kind(opened.kind))
+        self.uploads = Uploads(self.gathering.size)
         for entry in self.store.accepted(opened.rid):
             rounds._delivered(Delivered(entry.did), now)
-        log.info("round resumed number=%d updates=%d", opened.number, self._sum.updates)
+        log.info("round resumed number=%d updates=%d", opened.number, self.gathering.updates)
         return rounds
 
-    def _summed(self, rid: bytes) -> aggregate.RunningSum:
-        summed = aggregate.RunningSum(self.manifest.shapes)
+    def _gathered(self, rid: bytes, kind: Kind | None = None) -> Gathering:
+        """The running sum anew, from the ledger. kind: None keeps the open round's."""
+        gathering = self._gathers(kind or self.gathering.kind)
         for entry in self.store.accepted(rid):
             assert entry.codes is not None
-            summed.add(entry.codes, entry.samples)
-        return summed
+            gathering.add(entry.codes, entry.samples)
+        return gathering
 
     def _save(self, now: float) -> None:
         if now - self._saved_at < SAVE_EVERY_S:
@@ -344,20 +382,3 @@ def raise_refusal(actions: list[Action]) -> None:
     for action in actions:
         if isinstance(action, Refuse):
             raise RemoteError(action.why, code=action.code)
-
-
-def make_version(
-    number: int,
-    published: aggregate.Published,
-    steps: tuple[float, ...],
-    weight: int,
-    manifest_digest: bytes,
-    ranges: tuple[float, ...] | None,
-    seed: bytes,
-) -> Version:
-    """A head as a row of the store, signed by the gateway's key."""
-    body, scales = published.head.body, published.head.scales
-    digest = hashlib.sha256(body).digest()
-    head = wire.Head(manifest_digest, number, digest, len(body), scales, ranges)
-    message = signed.sign(wire.encode(head), seed)
-    return Version(number, digest, body, message, published.residual, steps, weight)

@@ -14,16 +14,17 @@ from typing import Any
 from fl_tiny import config, statedir
 from fl_tiny.errors import ConfigError, DataError, EnvironmentFault, ModelError
 from fl_tiny.files import read_bounded, sync_directory, write_atomic
-from fl_tiny.gateway.service import make_version
-from fl_tiny.gateway.store import Device, Store, Version
+from fl_tiny.gateway.gather import first_made, make_version
+from fl_tiny.gateway.store import Store
+from fl_tiny.gateway.tables import Device, Version
 from fl_tiny.labels import labels_of, read_labels
 from fl_tiny.learn.head import HeadSpec, default_layers, head_spec, read_parameters, trained_part, whole
 from fl_tiny.learn.loss import Task
 from fl_tiny.learn.requant import patch, requantise
 from fl_tiny.learn.tflite import read_model
-from fl_tiny.protocol import aggregate, pairing, signed, wire
+from fl_tiny.protocol import pairing, signed, wire
 from fl_tiny.protocol.manifest import manifest_of, spec_of
-from fl_tiny.protocol.update import HeadBody, decode_head, encode_head
+from fl_tiny.protocol.update import HeadBody, decode_head
 
 MODEL_LIMIT = 64 << 20  # bytes of a .tflite that a fleet carries
 BASE = "base.tflite"
@@ -75,10 +76,8 @@ def initialise(directory: Path, model_file: Path, labels_file: Path | None, want
     parameters = trained_part(spec, read_parameters(spec))
     encoded = wire.encode(manifest)
     model_pk = signed.public_key(seeds[MODEL_KEY])
-    head = aggregate.Published(encode_head(parameters), b"")
-    steps = aggregate.first_steps(parameters)
     digest = hashlib.sha256(encoded).digest()
-    first = make_version(0, head, steps, 0, digest, None, seeds[GATEWAY_KEY])
+    first = make_version(0, first_made(parameters), 0, digest, seeds[GATEWAY_KEY])
     partial = directory / f".{statedir.DATABASE}.new"
     partial.unlink(missing_ok=True)
     store = Store.create(partial)
@@ -178,8 +177,10 @@ def summary(store: Store, running: bool) -> dict[str, Any]:
 
 
 def device_rows(store: Store) -> list[dict[str, Any]]:
-    """What ``gateway devices`` reports; last_seen_s counts within this boot of the machine, else null."""
+    """What ``gateway devices`` reports; last_seen_s counts within this boot of the machine, else null;
+    outlier is null without an exact start."""
     now, boot = statedir.boot_clock_s(), statedir.boot_id()
+    outliers = store.outliers()
     return [
         {
             "id": d.did.hex(),
@@ -188,6 +189,7 @@ def device_rows(store: Store) -> list[dict[str, Any]]:
             "last_round": d.last_round,
             "samples": d.samples,
             "last_seen_s": round(now - d.seen, 1) if d.seen is not None and d.boot == boot else None,
+            "outlier": None if (score := outliers.get(d.did)) is None else round(score, 2),
         }
         for d in store.devices()
     ]

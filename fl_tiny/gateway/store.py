@@ -9,96 +9,23 @@ from __future__ import annotations
 
 import sqlite3
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fl_tiny.database import transaction
 from fl_tiny.errors import ConfigError, EnvironmentFault, RemoteError
+from fl_tiny.gateway.tables import MIGRATIONS, SCHEMA, SCHEMA_VERSION, Device, Entry, OpenRound, Pairing, Version
 from fl_tiny.protocol.wire import Code, Status
 
-SCHEMA_VERSION = 1
-SCHEMA = """
-CREATE TABLE meta(key TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID;
-CREATE TABLE device(did BLOB PRIMARY KEY, pk BLOB UNIQUE NOT NULL, psk BLOB NOT NULL, state TEXT NOT NULL, name TEXT,
-  samples INT, head INT, last_round INT, seen REAL, boot TEXT) STRICT;
-CREATE TABLE pairing(token BLOB PRIMARY KEY, secret BLOB NOT NULL, left_s REAL NOT NULL, pk BLOB) STRICT;
-CREATE TABLE peer(name TEXT PRIMARY KEY, psk BLOB NOT NULL) STRICT;
-CREATE TABLE version(number INTEGER PRIMARY KEY, digest BLOB NOT NULL, body BLOB NOT NULL, signed BLOB NOT NULL,
-  residual BLOB NOT NULL, steps BLOB NOT NULL, weight INT NOT NULL) STRICT;
-CREATE TABLE round(rid BLOB PRIMARY KEY, number INT NOT NULL, base INT NOT NULL REFERENCES version(number),
-  state TEXT NOT NULL, left_s REAL NOT NULL, seconds REAL, why TEXT) STRICT;
-CREATE TABLE answer(rid BLOB NOT NULL REFERENCES round(rid) ON DELETE CASCADE, did BLOB NOT NULL, said INT NOT NULL,
-  PRIMARY KEY(rid, did)) STRICT, WITHOUT ROWID;
-CREATE TABLE ledger(rid BLOB NOT NULL REFERENCES round(rid), did BLOB NOT NULL REFERENCES device(did),
-  signed BLOB NOT NULL, samples INT NOT NULL, status INT NOT NULL, held INT, loss REAL, accuracy REAL, ranges BLOB,
-  codes BLOB, consumed_by INT REFERENCES version(number), PRIMARY KEY(rid, did)) STRICT;
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """A row of the device table; times are the gateway's CLOCK_BOOTTIME of that ``boot``."""
-
-    did: bytes
-    pk: bytes
-    psk: bytes
-    state: str  # pending, active, revoked
-    name: str | None
-    samples: int | None
-    head: int | None
-    last_round: int | None
-    seen: float | None
-    boot: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Pairing:
-    """A pairing code; ``pk`` is the one public key it belongs to, once a device used it."""
-
-    token: bytes
-    secret: bytes
-    left_s: float
-    pk: bytes | None
-
-
-@dataclass(frozen=True, slots=True)
-class Version:
-    """A published head. steps: one a tensor, for the next round (float64 bytes in the table)."""
-
-    number: int
-    digest: bytes
-    body: bytes
-    signed: bytes
-    residual: bytes
-    steps: tuple[float, ...]
-    weight: int
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """An update in the ledger; codes are dropped once a version consumed them."""
-
-    did: bytes
-    signed: bytes
-    samples: int
-    held: int | None
-    loss: float | None
-    accuracy: float | None
-    ranges: tuple[float, ...] | None
-    codes: bytes | None
-
-
-@dataclass(frozen=True, slots=True)
-class OpenRound:
-    """The round that was open when the gateway last wrote."""
-
-    rid: bytes
-    number: int
-    base: int
-    left_s: float
+PRAGMAS = (
+    "journal_mode=WAL",
+    "synchronous=FULL",
+    "secure_delete=ON",  # what is forgotten leaves no sums behind
+    "foreign_keys=ON",
+    "trusted_schema=OFF",
+)
 
 
 class Store:
@@ -124,7 +51,7 @@ class Store:
             raise ConfigError(f"{path.parent} is not a gateway", hint="fl-tiny gateway init DIR --model FILE")
         store = cls(_connect(path))
         try:
-            found = store._db.execute("PRAGMA user_version").fetchone()[0]
+            found = _migrate(store._db)
         except sqlite3.DatabaseError as cause:
             raise EnvironmentFault(f"{path} is damaged: {cause}", hint="restore it from a backup") from cause
         if found != SCHEMA_VERSION:
@@ -189,11 +116,7 @@ class Store:
     def revoke(self, did: bytes) -> None:
         """Take a device out: its key opens nothing any more, and its update leaves the open round."""
         with self._transaction() as db:
-            db.execute("UPDATE device SET state='revoked' WHERE did=?", (did,))
-            db.execute(
-                "UPDATE ledger SET status=?, codes=NULL WHERE did=? AND consumed_by IS NULL",
-                (Status.REJECTED.value, did),
-            )
+            _revoke(db, did)
 
     def note_presence(self, rows: Sequence[tuple[bytes, int, int, float, str]]) -> None:
         """Write what heartbeats said: (did, samples, head, seen, boot) each; a batch is one transaction."""
@@ -236,15 +159,14 @@ class Store:
 
     # ---- rounds ---------------------------------------------------------------------------------------------
 
-    def open_round(self, rid: bytes, number: int, base: int, left_s: float) -> None:
+    def open_round(self, opened: OpenRound) -> None:
         """A round begins; an aborted try of the same number is forgotten."""
         with self._transaction() as db:
-            db.execute("DELETE FROM round WHERE number=? AND state='aborted'", (number,))
-            db.execute("INSERT INTO round VALUES(?,?,?,'open',?,NULL,NULL)", (rid, number, base, left_s))
+            _insert_round(db, opened, "open")
 
     def opened(self) -> OpenRound | None:
         """The round that is open."""
-        row = self._db.execute("SELECT rid, number, base, left_s FROM round WHERE state='open'").fetchone()
+        row = self._db.execute("SELECT rid, number, base, left_s, kind FROM round WHERE state='open'").fetchone()
         return OpenRound(*row) if row else None
 
     def save_left(self, rid: bytes, left_s: float) -> None:
@@ -306,10 +228,21 @@ class Store:
         for did, signed, samples, held, loss, accuracy, ranges, codes in rows:
             yield Entry(did, signed, samples, held, loss, accuracy, bytes_to_floats(ranges), codes)
 
-    def publish(self, rid: bytes, version: Version, seconds: float) -> None:
-        """The round closes: the head, the round and the evidence that made it, all or nothing."""
+    def publish(
+        self, rid: bytes, version: Version, seconds: float, outliers: Mapping[bytes, float | None] | None = None
+    ) -> None:
+        """The round closes: the head, the round and the evidence that made it, all or nothing.
+
+        outliers: a score a device, when what it sent are sums, which stay; None: what it sent is dropped.
+        """
         with self._transaction() as db:
             _insert_version(db, version)
+            if outliers is not None:
+                db.execute(
+                    "INSERT OR REPLACE INTO gram SELECT did, samples, codes, NULL FROM ledger WHERE rid=? AND status=?",
+                    (rid, Status.ACCEPTED.value),
+                )
+                _put_outliers(db, outliers)
             db.execute("UPDATE round SET state='published', left_s=0, seconds=? WHERE rid=?", (seconds, rid))
             db.execute(
                 "UPDATE ledger SET consumed_by=?, codes=NULL WHERE rid=? AND status=?",
@@ -326,15 +259,62 @@ class Store:
             db.execute("DELETE FROM ledger WHERE rid=?", (rid,))
             db.execute("UPDATE round SET state='aborted', left_s=0, seconds=?, why=? WHERE rid=?", (seconds, why, rid))
 
+    # ---- sums -----------------------------------------------------------------------------------------------
+
+    def sums(self) -> Iterator[tuple[bytes, bytes]]:
+        """(did, sums as bytes) of each device that an exact start has counted, ordered by did, one at a time."""
+        yield from self._db.execute("SELECT did, body FROM gram ORDER BY did")
+
+    def has_sums(self, did: bytes) -> bool:
+        """Are there sums of this device?"""
+        return self._db.execute("SELECT 1 FROM gram WHERE did=?", (did,)).fetchone() is not None
+
+    def outliers(self) -> dict[bytes, float | None]:
+        """The score of each device with sums."""
+        return dict(self._db.execute("SELECT did, outlier FROM gram"))
+
+    def to_forget(self) -> list[bytes]:
+        """Devices that a command has asked to forget, and that still have sums."""
+        found = self._db.execute("SELECT substr(key, 8) FROM meta WHERE key LIKE 'forget:%' ORDER BY key")
+        return [did for did in (bytes.fromhex(row[0]) for row in found) if self.has_sums(did)]
+
+    def solved(self) -> int | None:
+        """The last head that was solved from sums; later ones go on from it."""
+        row = self._db.execute("SELECT max(number) FROM round WHERE kind!='train' AND state='published'").fetchone()
+        number: int | None = row[0]
+        return number
+
+    def forgotten(self, did: bytes) -> int | None:
+        """The head that no longer knows this device, once there is one."""
+        row = self._db.execute("SELECT number FROM round WHERE kind='forget' AND why=?", (did.hex(),)).fetchone()
+        return row[0] if row else None
+
+    def forget(self, did: bytes, rid: bytes, version: Version, outliers: Mapping[bytes, float | None]) -> None:
+        """Out with a device and its sums, in with the head solved without them: all or nothing.
+
+        An open round, which started from another head, ends without one.
+        """
+        with self._transaction() as db:
+            _revoke(db, did)
+            db.execute("DELETE FROM gram WHERE did=?", (did,))
+            db.execute("DELETE FROM meta WHERE key=?", (f"forget:{did.hex()}",))
+            db.execute("DELETE FROM ledger WHERE rid IN (SELECT rid FROM round WHERE state='open')")
+            db.execute("UPDATE round SET state='aborted', left_s=0, why='a device was forgotten' WHERE state='open'")
+            _insert_version(db, version)
+            _insert_round(db, OpenRound(rid, version.number, version.number - 1, 0.0, "forget"), "published")
+            db.execute("UPDATE round SET seconds=0, why=? WHERE rid=?", (did.hex(), rid))
+            _put_outliers(db, outliers)
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
     def rounds(self) -> list[dict[str, Any]]:
-        """All rounds, oldest first: number, state, invited, received, samples, loss, accuracy, seconds."""
+        """All rounds, oldest first: number, kind, state, invited, received, samples, loss, accuracy, seconds."""
         rows = self._db.execute(
-            "SELECT r.number, r.state, (SELECT count(*) FROM answer a WHERE a.rid=r.rid) invited,"
+            "SELECT r.number, r.kind, r.state, (SELECT count(*) FROM answer a WHERE a.rid=r.rid) invited,"
             " count(l.did) received, coalesce(sum(l.samples), 0) samples, avg(l.loss) loss, avg(l.accuracy) accuracy,"
             " r.seconds FROM round r LEFT JOIN ledger l ON l.rid=r.rid AND l.status=0"
             " GROUP BY r.rid ORDER BY r.number, r.rowid"
         )
-        names = ("number", "state", "invited", "received", "samples", "loss", "accuracy", "seconds")
+        names = ("number", "kind", "state", "invited", "received", "samples", "loss", "accuracy", "seconds")
         return [dict(zip(names, row, strict=True)) for row in rows]
 
     # ---- heads ----------------------------------------------------------------------------------------------
@@ -373,7 +353,8 @@ class Store:
             "an accepted update of a published round was consumed by no head": "SELECT 1 FROM ledger JOIN round"
             " USING(rid) WHERE status=0 AND round.state='published' AND consumed_by IS NOT round.number",
             "a head's weight is not that of its updates": "SELECT 1 FROM version v WHERE number>0 AND weight!="
-            "(SELECT sum(samples) FROM ledger WHERE consumed_by=v.number)",
+            "(SELECT sum(samples) FROM ledger WHERE consumed_by=v.number)"
+            " AND number NOT IN (SELECT number FROM round WHERE kind='forget')",
         }
         return [fault for fault, query in checks.items() if self._db.execute(query).fetchone()]
 
@@ -395,11 +376,39 @@ def _insert_version(db: sqlite3.Connection, v: Version) -> None:
     )
 
 
+def _insert_round(db: sqlite3.Connection, r: OpenRound, state: str) -> None:
+    db.execute("DELETE FROM round WHERE number=? AND state='aborted'", (r.number,))
+    row = (r.rid, r.number, r.base, state, r.left_s, r.kind)
+    db.execute("INSERT INTO round(rid, number, base, state, left_s, kind) VALUES(?,?,?,?,?,?)", row)
+
+
+def _revoke(db: sqlite3.Connection, did: bytes) -> None:
+    db.execute("UPDATE device SET state='revoked' WHERE did=?", (did,))
+    db.execute(
+        "UPDATE ledger SET status=?, codes=NULL WHERE did=? AND consumed_by IS NULL", (Status.REJECTED.value, did)
+    )
+
+
+def _put_outliers(db: sqlite3.Connection, outliers: Mapping[bytes, float | None]) -> None:
+    db.executemany("UPDATE gram SET outlier=? WHERE did=?", [(score, did) for did, score in outliers.items()])
+
+
 def _connect(path: Path) -> sqlite3.Connection:
     try:
         db = sqlite3.connect(path, isolation_level=None, timeout=5.0, check_same_thread=False)
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "trusted_schema=OFF"):
+        for pragma in PRAGMAS:
             db.execute(f"PRAGMA {pragma}")
     except sqlite3.DatabaseError as cause:
         raise EnvironmentFault(f"{path} cannot be opened: {cause}", hint="restore it from a backup") from cause
     return db
+
+
+def _migrate(db: sqlite3.Connection) -> int:
+    """Bring an older database to this version, a step at a time, each all or nothing; the version it has then."""
+    while (found := int(db.execute("PRAGMA user_version").fetchone()[0])) in MIGRATIONS:
+        with transaction(db, "ledger"):
+            if db.execute("PRAGMA user_version").fetchone()[0] == found:  # else another process was quicker
+                for statement in filter(str.strip, MIGRATIONS[found].split(";")):
+                    db.execute(statement)
+                db.execute(f"PRAGMA user_version={found + 1}")
+    return found

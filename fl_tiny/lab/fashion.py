@@ -45,6 +45,14 @@ class Accuracies:
     central: float
 
 
+@dataclass(frozen=True, slots=True)
+class Solved:
+    """Of int8 files on the test images. exact: the head solved in one round.   fedavg: after training from it."""
+
+    exact: float
+    fedavg: float
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Task:
     """features: (n, in) int8.   labels: (n,).   x, y: test images as input codes, and their labels."""
@@ -73,16 +81,20 @@ def run(
     """
     task = _task(model, tested)
     parts = dirichlet(task.labels, CLIENTS, alpha, np.random.default_rng(seed))
-    gateway = GatewaySettings()
-    train = train or wire.Train(gateway.epochs, gateway.batch, gateway.rate)
-    clients = [Client(task.features[p], task.labels[p], held_out(task.labels[p])) for p in parts]
-    fleet = simulate(model, LAYERS, clients, rounds=rounds, train=train, seed=seed, max_samples=gateway.max_samples)
     return Accuracies(
         _accuracy(task, model),
         float(np.mean([_trained(task, part) for part in parts])),
-        _accuracy(task, fleet.fleet),
+        _federated(task, parts, rounds, train, seed, "model"),
         _trained(task, np.arange(len(task.labels))),
     )
+
+
+def run_exact(model: bytes, alpha: float, *, rounds: int = 20, seed: int = SEED, tested: int = 5000) -> Solved:
+    """What an exact start gives the same clients. rounds: of training behind it."""
+    task = _task(model, tested)
+    parts = dirichlet(task.labels, CLIENTS, alpha, np.random.default_rng(seed))
+    alone, trained = (_federated(task, parts, 1 + more, None, seed, "exact") for more in (0, rounds))
+    return Solved(alone, trained)
 
 
 def dirichlet(
@@ -126,6 +138,26 @@ def _task(data: bytes, tested: int) -> _Task:
     features = open_backbone(cut(model, spec.feature_tensor)).run(codes[:SAMPLES]).reshape(SAMPLES, -1)
     test = slice(TESTED_FROM, TESTED_FROM + tested)
     return _Task(model, spec, features, labels[:SAMPLES], codes[test], labels[test])
+
+
+def _federated(
+    task: _Task, parts: Sequence[NDArray[np.int64]], rounds: int, train: wire.Train | None, seed: int, start: str
+) -> float:
+    """The accuracy of the fleet's head. parts: rows of each client."""
+    gateway = GatewaySettings()
+    clients = [Client(task.features[p], task.labels[p], held_out(task.labels[p])) for p in parts]
+    done = simulate(
+        task.model.data,
+        LAYERS,
+        clients,
+        rounds=rounds,
+        train=train or wire.Train(gateway.epochs, gateway.batch, gateway.rate),
+        seed=seed,
+        max_samples=gateway.max_samples,
+        start=start,
+        min_samples=gateway.min_samples,
+    )
+    return _accuracy(task, done.fleet)
 
 
 def _trained(task: _Task, rows: Sequence[int] | NDArray[np.int64]) -> float:

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from fl_tiny.device.job import Trained
 from fl_tiny.device.store import HeldHead, Kept, floats_to_bytes, is_held_out
-from fl_tiny.device.training import Samples, choose, client_update
-from fl_tiny.gateway.service import make_version
-from fl_tiny.gateway.store import Version
+from fl_tiny.device.training import Samples, choose, client_sums, client_update
+from fl_tiny.gateway.gather import Changes, ExactStart, Gathering, Grams, first_made, make_version, train_behind
+from fl_tiny.gateway.tables import Entry, Version
 from fl_tiny.learn.head import HeadSpec, head_spec, read_parameters, trained_part
 from fl_tiny.learn.requant import QuantHead, patch
 from fl_tiny.learn.tflite import read_model
-from fl_tiny.protocol import aggregate, signed, wire
-from fl_tiny.protocol.update import HeadBody, encode_head
+from fl_tiny.protocol import signed, wire
+from fl_tiny.protocol.session import OfferSeen, SendAnswer, Session
 
 KEY = bytes(signed.SEED_BYTES)  # signs the simulated heads; nobody trusts it
 
@@ -66,10 +66,13 @@ def simulate(
     max_samples: int = 2000,
     personal_epochs: int | None = None,
     every_round: bool = True,
+    start: str = "model",
+    min_samples: int = 10,
 ) -> Simulated:
     """``rounds`` rounds in which every client takes part; the same arguments give the same files.
 
-    train, max_samples: as an offer carries them.   personal_epochs: of a client's own model; None: no choice.
+    start: ``exact`` makes the first of them an exact start, of clients with ``min_samples``.   train, max_samples: as
+    an offer carries them.   personal_epochs: of a client's own model; None: no choice.
     every_round: choose behind each round, as devices do; False: behind the last one, which is several times faster.
     """
     spec = head_spec(read_model(model), layers)
@@ -78,8 +81,12 @@ def simulate(
     boards = [_Board(Samples(manifest, spec, c.features, c.labels, c.held), version) for c in clients]
     accuracy: list[float | None] = []
     for number in range(1, rounds + 1):
-        offer = wire.Offer(bytes(8), number, version.digest, 0, version.steps, train, max_samples)
-        version, score = _round(boards, offer, version, seed)
+        gathering: Gathering = Changes(manifest)
+        if start == "exact" and number == 1:
+            gathering = Grams(ExactStart(manifest, spec, version), min_samples)
+        how = train_behind(train, solved=start == "exact" and number > 1)
+        offer = wire.Offer(bytes(8), number, version.digest, 0, version.steps, how, max_samples, gathering.config)
+        version, score = _round(boards, offer, version, seed, gathering)
         accuracy.append(score)
         if personal_epochs is not None and (every_round or number == rounds):
             for board in boards:
@@ -99,9 +106,19 @@ class _Board:
         self.kept = Kept(0, "model", fitted=False, digest=b"", start=_held(first))
         self.head: QuantHead | None = None  # of model/current.tflite; None: the file as it came
 
+    def takes_part(self, offer: wire.Offer) -> bool:
+        """Does a device with these samples join (protocol/session.py)?"""
+        seen = OfferSeen(
+            offer, len(self.samples.held), int(self.samples.held.sum()), len(np.unique(self.samples.labels))
+        )
+        return Session().handle(seen) == [SendAnswer(wire.Said.JOIN)]
+
     def train(self, base: HeldHead, offer: wire.Offer, rng: np.random.Generator) -> Trained:
         """A client update that counts: what its codes leave unsaid waits for the next."""
+        if offer.gram is not None:
+            return client_sums(self.samples, base, offer)
         trained = client_update(self.samples, base, offer, self.residual, rng)
+        assert trained.residual is not None
         self.residual = (trained.residual, floats_to_bytes(offer.steps))
         return trained
 
@@ -116,30 +133,26 @@ class _Board:
             self.head = choice.head
 
 
-def _round(boards: Sequence[_Board], offer: wire.Offer, base: Version, seed: int) -> tuple[Version, float | None]:
+def _round(
+    boards: Sequence[_Board], offer: wire.Offer, base: Version, seed: int, gathering: Gathering
+) -> tuple[Version, float | None]:
     """The head that one round publishes, and the mean accuracy of its base on held-out samples."""
-    manifest = boards[0].samples.manifest
-    summed, ranges, scores = aggregate.RunningSum(manifest.shapes), [], []
+    entries, scores = [], []
     for place, board in enumerate(boards):
-        if not board.samples.can_train:
+        if not board.takes_part(offer):
             continue
         trained = board.train(_held(base), offer, np.random.default_rng([seed, offer.number, place]))
-        summed.add(trained.codes, trained.samples)
-        ranges.append(trained.ranges)
+        gathering.add(trained.codes, trained.samples)
+        entries.append(Entry(bytes(16), b"", trained.samples, None, None, None, trained.ranges, None))
         if trained.metrics is not None:
             scores.append(trained.metrics.accuracy)
-    scales = wire.decode(wire.Head, signed.payload_of(base.signed)).scales
-    new = aggregate.publish(HeadBody(base.body, scales), base.residual, manifest.shapes, base.steps, summed)
-    steps, digest = aggregate.next_steps(base.steps, summed.peaks), _digest(manifest)
-    version = make_version(offer.number, new, steps, summed.weight, digest, aggregate.merge_ranges(ranges), KEY)
-    return version, float(np.mean(scores)) if scores else None
+    made, digest = gathering.made(base, entries), _digest(boards[0].samples.manifest)
+    return make_version(offer.number, made, gathering.weight, digest, KEY), float(np.mean(scores)) if scores else None
 
 
 def _first(manifest: wire.Manifest, spec: HeadSpec) -> Version:
     """Version 0, as ``gateway init`` makes it."""
-    parameters = trained_part(spec, read_parameters(spec))
-    head = aggregate.Published(encode_head(parameters), b"")
-    return make_version(0, head, aggregate.first_steps(parameters), 0, _digest(manifest), None, KEY)
+    return make_version(0, first_made(trained_part(spec, read_parameters(spec))), 0, _digest(manifest), KEY)
 
 
 def _digest(manifest: wire.Manifest) -> bytes:

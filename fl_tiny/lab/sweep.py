@@ -25,7 +25,7 @@ from fl_tiny.learn.train import Settings
 from fl_tiny.protocol import wire
 
 
-def sweep(labels: int | None, rounds: int, devices: int) -> dict[str, Any]:
+def sweep(labels: int | None, rounds: int, devices: int, start: str = "model") -> dict[str, Any]:
     """Mean accuracies on later windows with ``labels`` a class: alone, global, personal; and the cold start's.
 
     Alone is fitted as ``fl-tiny model personalise`` does, without its check of whether that helped; here it does.
@@ -54,6 +54,8 @@ def sweep(labels: int | None, rounds: int, devices: int) -> dict[str, Any]:
         max_samples=gateway.max_samples,
         personal_epochs=device.personal_epochs,
         every_round=False,
+        start=start,
+        min_samples=gateway.min_samples,
     )
 
     def mean(files: list[bytes]) -> float:

@@ -26,6 +26,7 @@ COAP_CODE = {  # our code -> the CoAP response code it travels under
     Code.QUOTA: "4.13",
     Code.PHASE: "4.09",
     Code.PAIRING: "4.03",
+    Code.SUMS: "4.22",
 }
 
 

@@ -33,10 +33,11 @@ class State(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class OfferSeen:
-    """The gateway offers a round; what this device could bring."""
+    """The gateway offers a round; what this device could bring. held: how many of the samples are held out."""
 
     offer: Offer
     samples: int
+    held: int
     classes: int
 
 
@@ -94,7 +95,12 @@ Action = SendAnswer | Settle
 
 
 def _offered(event: OfferSeen) -> tuple[State, list[Action]]:
-    if event.samples < MIN_SAMPLES or event.classes < MIN_CLASSES:
+    gram = event.offer.gram
+    if gram is not None:
+        enough = event.samples - event.held >= gram.min_samples  # sums of a single class are of use
+    else:
+        enough = event.samples >= MIN_SAMPLES and event.classes >= MIN_CLASSES
+    if not enough:
         return State.IDLE, [SendAnswer(Said.TOO_FEW_SAMPLES)]
     return State.JOINING, [SendAnswer(Said.JOIN)]
 

@@ -21,8 +21,9 @@ VERSION = 1
 U16 = 0xFFFF
 U32 = 0xFFFFFFFF
 DAY_MS = 86_400_000
-MAX_CODES = 262_144  # parameters of a head: the wire's limit, checked at `gateway init`
+MAX_CODES = 262_144  # parameters of a head, bytes of sums: the wire's limit, checked at `gateway init`
 MAX_TENSORS = 16
+LEAST_RATE = 1e-7
 MAX_LABELS = 256
 LABELS_LIMIT = 2048  # bytes of all labels together, so that a signed manifest fits a control message
 CHUNK = 1024  # bytes of codes in one PUT
@@ -67,6 +68,7 @@ class Code(IntEnum):
     QUOTA = 12
     PHASE = 15
     PAIRING = 18
+    SUMS = 20
 
 
 DID = blob(16)
@@ -191,6 +193,7 @@ class Head:
 
     digest: SHA-256 of the canonical body (protocol/update.py).   scales: one a weight tensor.
     ranges: lo, hi of each layer's outputs on the fleet's data, for boards without samples; absent: keep the model's.
+    since: the last version solved from sums; what a device has left to say of a head before it is void.
     """
 
     KIND: ClassVar[int] = 8
@@ -200,6 +203,7 @@ class Head:
     size: Annotated[int, Key(4, uint(1, U32))]
     scales: Annotated[tuple[float, ...], Key(5, SCALES)]
     ranges: Annotated[tuple[float, ...] | None, Key(6, RANGES)] = None
+    since: Annotated[int | None, Key(7, uint(1, U32))] = None
 
 
 # ---- a round ------------------------------------------------------------------------------------------------
@@ -215,7 +219,7 @@ class Train:
 
     epochs: Annotated[int, Key(1, uint(1, 100))]
     batch: Annotated[int, Key(2, uint(1, 4096))]
-    rate: Annotated[float | None, Key(3, number(1e-7, 10.0))] = None
+    rate: Annotated[float | None, Key(3, number(LEAST_RATE, 10.0))] = None
     proximal: Annotated[float | None, Key(4, number(0.0, 1e3))] = None
     smoothing: Annotated[float | None, Key(5, number(0.0, 0.9))] = None
     balanced: Annotated[int | None, Key(6, uint(1, 1))] = None
@@ -224,8 +228,21 @@ class Train:
 
 
 @dataclass(frozen=True, slots=True)
+class GramConfig:
+    """What devices are to sum (learn/gram.py): the input of which dense layer, codes a sample, outputs; and the fewest
+    samples that may be summed, since few are seen in their sums. seed, shift: of a projection of wide inputs."""
+
+    layer: Annotated[int, Key(1, uint(0, MAX_TENSORS))]
+    width: Annotated[int, Key(2, uint(1, 512))]
+    outputs: Annotated[int, Key(3, uint(1, U16))]
+    min_samples: Annotated[int, Key(4, uint(1, U16))]
+    seed: Annotated[bytes | None, Key(5, blob(32))] = None
+    shift: Annotated[int | None, Key(6, uint(1, 15))] = None
+
+
+@dataclass(frozen=True, slots=True)
 class Offer:
-    """An open round. steps: one a tensor; a parameter's change is q * step."""
+    """An open round. steps: one a tensor; a parameter's change is q * step.   gram: sums are wanted, not a change."""
 
     KIND: ClassVar[int] = 9
     rid: Annotated[bytes, Key(1, RID)]
@@ -235,6 +252,7 @@ class Offer:
     steps: Annotated[tuple[float, ...], Key(5, STEPS)]
     train: Annotated[Train, Key(6, part(Train))]
     max_samples: Annotated[int, Key(7, uint(1, U16))]
+    gram: Annotated[GramConfig | None, Key(8, part(GramConfig))] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,9 +275,9 @@ class Metrics:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What one device's training changed; signed by the device. The codes travel beside it, by digest.
+    """What one device's training changed, or its sums; signed by the device. The codes travel beside it, by digest.
 
-    ranges: lo, hi of each layer's outputs on the device's samples.
+    size: of the codes, or of the sums as bytes.   ranges: lo, hi of each layer's outputs on the device's samples.
     """
 
     KIND: ClassVar[int] = 10

@@ -64,3 +64,12 @@ def test_fifteen_lopsided_clients_learn_together_what_none_learns_alone() -> Non
     found = fashion.run(FASHION.read_bytes(), 0.3, rounds=10, tested=1000)
     assert found.fedavg > found.alone + 0.15
     assert found.central > found.fedavg - 0.02
+
+
+@pytest.mark.skipif(not fashion.IMAGES.is_dir(), reason="needs Debian's package dataset-fashion-mnist")
+def test_one_exact_round_is_worth_many_of_training_however_lopsided_the_clients_are() -> None:
+    model = FASHION.read_bytes()
+    solved = {alpha: fashion.run_exact(model, alpha, rounds=3, tested=2000) for alpha in (0.1, 1.0)}
+    assert abs(solved[0.1].exact - solved[1.0].exact) < 0.02, "other samples are held out, else nothing differs"
+    assert solved[0.1].exact > 0.75 and solved[0.1].fedavg > solved[0.1].exact - 0.03
+    assert solved[1.0].fedavg > solved[1.0].exact

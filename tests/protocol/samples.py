@@ -22,10 +22,14 @@ MESSAGES = {
     "manifest-full": wire.Manifest("watch", 1, 1, H, 21_056, 2, ((32, 192), (32,), (7, 32), (7,)), ("a", "b"), 1),
     "manifest-biases": wire.Manifest("watch", 1, 1, H, 21_056, 2, ((32,), (7,)), None, None, 1),
     "head-least": wire.Head(H, 0, H, 12_820, (0.0078125,)),
-    "head-full": wire.Head(H, 12, H, 12_820, (0.1, 1e-6), (-1.5, 2.25, 0.0, 6.0)),
+    "head-full": wire.Head(H, 12, H, 12_820, (0.1, 1e-6), (-1.5, 2.25, 0.0, 6.0), 4_294_967_295),
     "offer-least": wire.Offer(RID, 1, H, 600_000, (0.01, 0.5), wire.Train(4, 16), 2000),
-    "offer-full": wire.Offer(RID, 1, H, 600_000, (0.01, 0.5), wire.Train(4, 16, 0.02, 0.1, 0.05, 1, 5, 1), 2000),
+    "offer-trained": wire.Offer(RID, 1, H, 600_000, (0.01, 0.5), wire.Train(4, 16, 0.02, 0.1, 0.05, 1, 5, 1), 2000),
     "offer": wire.Offer(RID, 1, H, 600_000, (0.01, 0.5), wire.Train(4, 16, 0.02), 2000),
+    "offer-gram": wire.Offer(RID, 1, H, 1, (0.01,), wire.Train(1, 1, 0.5), 1, wire.GramConfig(0, 96, 10, 10)),
+    "offer-full": wire.Offer(
+        RID, 1, H, 1, (0.01,), wire.Train(1, 1, 0.5), 1, wire.GramConfig(1, 350, 10, 65_535, b"e" * 32, 15)
+    ),
     "answer": wire.Answer(RID, 0),
     "update-least": wire.Update(RID, DID, H, 1, H, 1),
     "update-full": wire.Update(RID, DID, H, 65_535, H, 262_144, wire.Metrics(50, 0.25, 1.0), (-3.0, 3.5)),

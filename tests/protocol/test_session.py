@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -16,7 +17,7 @@ from fl_tiny.protocol.session import Session, State
 
 OFFER = wire.Offer(b"r" * 8, 1, b"h" * 32, 1000, (0.1, 0.1), wire.Train(1, 16, 0.1), 100)
 EVENTS = [
-    session.OfferSeen(OFFER, 100, 5),
+    session.OfferSeen(OFFER, 100, 20, 5),
     session.JoinTaken(),
     session.Trained(),
     session.TrainingFailed(),
@@ -28,9 +29,18 @@ EVENTS = [
 @pytest.mark.parametrize(("samples", "classes"), [(0, 0), (9, 3), (100, 1)])
 def test_a_board_with_too_few_samples_or_one_class_declines(samples: int, classes: int) -> None:
     device = Session()
-    actions = device.handle(session.OfferSeen(OFFER, samples, classes))
+    actions = device.handle(session.OfferSeen(OFFER, samples, samples // 5, classes))
     assert actions == [session.SendAnswer(wire.Said.TOO_FEW_SAMPLES)]
     assert device.state is State.IDLE
+
+
+@pytest.mark.parametrize(("samples", "held", "joins"), [(40, 0, True), (50, 10, True), (50, 11, False), (39, 0, False)])
+def test_sums_need_the_offers_samples_beside_the_held_out_ones_and_no_second_class(
+    samples: int, held: int, joins: bool
+) -> None:
+    offer = replace(OFFER, gram=wire.GramConfig(0, 96, 10, 40))
+    actions = Session().handle(session.OfferSeen(offer, samples, held, 1))
+    assert actions == [session.SendAnswer(wire.Said.JOIN if joins else wire.Said.TOO_FEW_SAMPLES)]
 
 
 def test_a_round_runs_from_offer_to_receipt() -> None:

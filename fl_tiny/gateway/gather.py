@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a round gathers and what it makes of it: changes that are averaged, or sums that a head is solved from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Final, Protocol
+
+import numpy as np
+
+from fl_tiny.errors import DataError
+from fl_tiny.gateway.store import Store
+from fl_tiny.gateway.tables import Entry, Version
+from fl_tiny.learn import exact, gram, ridge
+from fl_tiny.learn.head import HeadSpec
+from fl_tiny.learn.tflite import read_model
+from fl_tiny.protocol import aggregate, signed, wire
+from fl_tiny.protocol.grams import GramSum, config_of
+from fl_tiny.protocol.manifest import spec_of
+from fl_tiny.protocol.update import HeadBody, Parameters, decode_head, encode_head
+
+SEED = hashlib.sha256(b"fl-tiny exact start").digest()  # of projections; what it is matters to nobody
+LEAST_COMPARED = 4  # devices with sums; among fewer none can stand out
+NORMAL = 1.4826  # a normal distribution's standard deviation over its median absolute deviation
+LEAST_SPREAD = 0.2  # of the median loss: devices that agree closely are not told apart by what little is left
+
+
+# Of the rate, behind an exact start. Fashion, 15 clients, one round and 20 rounds later, with 1 and with 0.1 of it:
+# Dirichlet 0.1 .622, .778 and .768, .789; 0.3 .717, .794 and .781, .794; 1.0 .787, .813 and .792, .807.
+GENTLE = 0.1
+
+
+class Kind(str, Enum):
+    """How a head came about; values are those of the table ``round`` and of ``gateway rounds``."""
+
+    TRAIN = "train"
+    EXACT = "exact"
+    FORGET = "forget"
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A head that a round has made, not signed yet. steps: for the next round.   ranges: of outputs, for the head."""
+
+    head: aggregate.Published
+    steps: tuple[float, ...]
+    ranges: tuple[float, ...] | None
+
+
+class Gathering(Protocol):
+    """One round's running sum."""
+
+    size: int  # bytes of what one device sends
+
+    @property
+    def kind(self) -> Kind:
+        """What it is that is gathered."""
+
+    @property
+    def config(self) -> wire.GramConfig | None:
+        """What the offer says of sums."""
+
+    @property
+    def weight(self) -> int:
+        """Samples in the sum."""
+
+    @property
+    def updates(self) -> int:
+        """Devices in the sum."""
+
+    def check(self, codes: bytes, update: wire.Update, /) -> None:
+        """Raises: RemoteError unless ``codes`` may be added."""
+
+    def add(self, codes: bytes, samples: int, /) -> None:
+        """Add what one device sent; the order does not matter."""
+
+    def made(self, base: Version, entries: Iterable[Entry], /) -> Made:
+        """The next head. entries: those that were added, from the ledger."""
+
+
+class Changes:
+    """Changes by training, averaged: FedAvg."""
+
+    kind: Final = Kind.TRAIN
+    config: Final = None
+
+    def __init__(self, manifest: wire.Manifest) -> None:
+        self._manifest = manifest
+        self.size = manifest.parameters
+        self._sum = aggregate.RunningSum(manifest.shapes)
+
+    @property
+    def weight(self) -> int:
+        """As in ``Gathering``."""
+        return self._sum.weight
+
+    @property
+    def updates(self) -> int:
+        """As in ``Gathering``."""
+        return self._sum.updates
+
+    def check(self, codes: bytes, _update: wire.Update) -> None:
+        """As in ``Gathering``."""
+        aggregate.check_codes(codes, self.size)
+
+    def add(self, codes: bytes, samples: int) -> None:
+        """As in ``Gathering``."""
+        self._sum.add(codes, samples)
+
+    def made(self, base: Version, entries: Iterable[Entry]) -> Made:
+        """As in ``Gathering``."""
+        ranges = aggregate.merge_ranges([e.ranges for e in entries if e.ranges is not None])
+        head = HeadBody(base.body, wire.decode(wire.Head, signed.payload_of(base.signed)).scales)
+        new = aggregate.publish(head, base.residual, self._manifest.shapes, base.steps, self._sum)
+        return Made(new, aggregate.next_steps(base.steps, self._sum.peaks), ranges)
+
+
+class Grams:
+    """Sums that the head is solved from, once."""
+
+    kind: Final = Kind.EXACT
+
+    def __init__(self, start: ExactStart, min_samples: int) -> None:
+        self._start = start
+        self._sum = GramSum(start.plan, min_samples)
+        self.size = self._sum.size
+        self.config = config_of(start.plan, min_samples)
+
+    @property
+    def weight(self) -> int:
+        """As in ``Gathering``."""
+        return self._sum.weight
+
+    @property
+    def updates(self) -> int:
+        """As in ``Gathering``."""
+        return self._sum.updates
+
+    def check(self, codes: bytes, update: wire.Update) -> None:
+        """As in ``Gathering``."""
+        self._sum.check(codes, update.samples)
+
+    def add(self, codes: bytes, _samples: int) -> None:
+        """As in ``Gathering``."""
+        self._sum.add(codes)
+
+    def made(self, _base: Version, _entries: Iterable[Entry]) -> Made:
+        """As in ``Gathering``."""
+        return self._start.made(self._sum.total)
+
+
+class ExactStart:
+    """Heads from sums, for one model: always from version 0, so that they depend on the sums alone.
+
+    Raises: ModelError for a head that cannot be solved for.
+    """
+
+    def __init__(self, manifest: wire.Manifest, spec: HeadSpec, first: Version) -> None:
+        self.plan = exact.plan(spec, SEED, wire.MAX_CODES)
+        scales = wire.decode(wire.Head, signed.payload_of(first.signed)).scales
+        self._base: Parameters = decode_head(HeadBody(first.body, scales), manifest.shapes)
+        self._spec = spec
+
+    @classmethod
+    def of(cls, store: Store, model: bytes) -> ExactStart:
+        """For the fleet of a store. model: its .tflite."""
+        manifest = wire.decode(wire.Manifest, signed.payload_of(store.get("manifest")))
+        return cls(manifest, spec_of(read_model(model), manifest), store.version(0))
+
+    def made(self, total: gram.Sums) -> Made:
+        """The head that the sums determine; without samples version 0 again."""
+        if total.samples == 0:
+            return first_made(self._base)
+        solved = exact.exact_head(self._spec, self._base, self.plan, total)
+        head = aggregate.Published(encode_head(solved.params), b"")
+        return Made(head, aggregate.first_steps(solved.params), solved.ranges)
+
+    def sums(self, body: bytes) -> gram.Sums:
+        """A stored body as sums. Raises: DataError when it is of another model's size."""
+        if len(body) != gram.size_bytes(self.plan.width, self.plan.outputs):
+            raise DataError(f"stored sums of {len(body)} B do not fit this model")
+        return gram.from_bytes(body, self.plan.width, self.plan.outputs)
+
+    def total(self, bodies: Iterable[bytes]) -> gram.Sums:
+        """The sums of all."""
+        nothing = GramSum(self.plan, 1).total
+        for body in bodies:
+            nothing = nothing.plus(self.sums(body))
+        return nothing
+
+    def outliers(self, bodies: Sequence[bytes]) -> list[float | None]:
+        """How far each device's samples are from what the others say: the loss of a head solved without them, in
+        robust standard deviations above the median of the devices. None each among fewer than four.
+
+        The penalty is that of all together, so a device costs one eigenvalue decomposition.
+        Source of the robust scale: Iglewicz and Hoaglin, How to Detect and Handle Outliers (1993), section 3.3.
+        """
+        if len(bodies) < LEAST_COMPARED:
+            return [None] * len(bodies)
+        total, offset = self.total(bodies), exact.offset(self._spec)
+        penalty = exact.regression(self._spec, self._base, self.plan, total).penalty
+        losses = []
+        for own in map(self.sums, bodies):
+            others = exact.regression(self._spec, self._base, self.plan, total.plus(own, -1), penalty)
+            losses.append(ridge.mean_loss(others, own, offset))
+        middle = float(np.median(losses))
+        spread = NORMAL * float(np.median(np.abs(np.array(losses) - middle)))
+        return [(loss - middle) / max(spread, LEAST_SPREAD * middle, 1e-9) for loss in losses]
+
+
+def make_version(
+    number: int, made: Made, weight: int, manifest_digest: bytes, seed: bytes, since: int | None = None
+) -> Version:
+    """A head as a row of the store, signed by the gateway's key. since: the last version solved from sums."""
+    body, scales = made.head.head.body, made.head.head.scales
+    digest = hashlib.sha256(body).digest()
+    head = wire.Head(manifest_digest, number, digest, len(body), scales, made.ranges, since)
+    message = signed.sign(wire.encode(head), seed)
+    return Version(number, digest, body, message, made.head.residual, made.steps, weight)
+
+
+def train_behind(train: wire.Train, *, solved: bool) -> wire.Train:
+    """How devices are to train; from a solved head with smaller steps, which do not undo it. solved: is it one?"""
+    if not solved or train.rate is None:
+        return train
+    return replace(train, rate=max(train.rate * GENTLE, wire.LEAST_RATE))
+
+
+def first_made(parameters: Parameters) -> Made:
+    """The model's own head: version 0, and what an exact start without samples comes to."""
+    return Made(aggregate.Published(encode_head(parameters), b""), aggregate.first_steps(parameters), None)

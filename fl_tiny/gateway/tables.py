@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables of a gateway's database: their SQL, the way from an older version, and a row of each as a dataclass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SCHEMA_VERSION = 2
+SCHEMA = """
+CREATE TABLE meta(key TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE device(did BLOB PRIMARY KEY, pk BLOB UNIQUE NOT NULL, psk BLOB NOT NULL, state TEXT NOT NULL, name TEXT,
+  samples INT, head INT, last_round INT, seen REAL, boot TEXT) STRICT;
+CREATE TABLE pairing(token BLOB PRIMARY KEY, secret BLOB NOT NULL, left_s REAL NOT NULL, pk BLOB) STRICT;
+CREATE TABLE peer(name TEXT PRIMARY KEY, psk BLOB NOT NULL) STRICT;
+CREATE TABLE version(number INTEGER PRIMARY KEY, digest BLOB NOT NULL, body BLOB NOT NULL, signed BLOB NOT NULL,
+  residual BLOB NOT NULL, steps BLOB NOT NULL, weight INT NOT NULL) STRICT;
+CREATE TABLE round(rid BLOB PRIMARY KEY, number INT NOT NULL, base INT NOT NULL REFERENCES version(number),
+  state TEXT NOT NULL, left_s REAL NOT NULL, seconds REAL, why TEXT, kind TEXT NOT NULL DEFAULT 'train') STRICT;
+CREATE TABLE answer(rid BLOB NOT NULL REFERENCES round(rid) ON DELETE CASCADE, did BLOB NOT NULL, said INT NOT NULL,
+  PRIMARY KEY(rid, did)) STRICT, WITHOUT ROWID;
+CREATE TABLE ledger(rid BLOB NOT NULL REFERENCES round(rid), did BLOB NOT NULL REFERENCES device(did),
+  signed BLOB NOT NULL, samples INT NOT NULL, status INT NOT NULL, held INT, loss REAL, accuracy REAL, ranges BLOB,
+  codes BLOB, consumed_by INT REFERENCES version(number), PRIMARY KEY(rid, did)) STRICT;
+CREATE TABLE gram(did BLOB PRIMARY KEY REFERENCES device(did), samples INT NOT NULL, body BLOB NOT NULL,
+  outlier REAL) STRICT;
+"""
+MIGRATIONS = {  # from this version to the next
+    1: """
+ALTER TABLE round ADD COLUMN kind TEXT NOT NULL DEFAULT 'train';
+CREATE TABLE gram(did BLOB PRIMARY KEY REFERENCES device(did), samples INT NOT NULL, body BLOB NOT NULL,
+  outlier REAL) STRICT;
+""",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A row of the device table; times are the gateway's CLOCK_BOOTTIME of that ``boot``."""
+
+    did: bytes
+    pk: bytes
+    psk: bytes
+    state: str  # pending, active, revoked
+    name: str | None
+    samples: int | None
+    head: int | None
+    last_round: int | None
+    seen: float | None
+    boot: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Pairing:
+    """A pairing code; ``pk`` is the one public key it belongs to, once a device used it."""
+
+    token: bytes
+    secret: bytes
+    left_s: float
+    pk: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A published head. steps: one a tensor, for the next round (float64 bytes in the table)."""
+
+    number: int
+    digest: bytes
+    body: bytes
+    signed: bytes
+    residual: bytes
+    steps: tuple[float, ...]
+    weight: int
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An update in the ledger; codes are dropped once a version consumed them."""
+
+    did: bytes
+    signed: bytes
+    samples: int
+    held: int | None
+    loss: float | None
+    accuracy: float | None
+    ranges: tuple[float, ...] | None
+    codes: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRound:
+    """The round that was open when the gateway last wrote."""
+
+    rid: bytes
+    number: int
+    base: int
+    left_s: float
+    kind: str  # train, exact
