@@ -146,6 +146,7 @@ def _fixed_scaler(channels: Channels, target: Target, positions: int, *, away: b
     offset = 0.5 + code - target.lowest
     away = away and bool((code > target.low).any())
     second = first if away else first - offset
+    nudge = np.where(first > 0, AWAY, 1.0)  # without a right shift there is no second rounding
     low, high = float(target.low - target.lowest), float(target.high - target.lowest)
 
     def scale(sums: Array) -> Array:
@@ -156,7 +157,7 @@ def _fixed_scaler(channels: Channels, target: Target, positions: int, *, away: b
         values += first
         values -= second
         if away:
-            values *= AWAY
+            values *= nudge
             values += offset
         return _codes(values, low, high, target).reshape(sums.shape)
 
