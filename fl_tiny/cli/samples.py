@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from fl_tiny.cli.common import command, group, show, steady
+from fl_tiny.cli.common import command, group, runtime_option, show, steady
 
 
 def add(parent: Any) -> None:
@@ -16,6 +16,7 @@ def add(parent: Any) -> None:
     p = command(sub, "add", add_samples, "fl-tiny samples add dev --data D.npz")
     p.add_argument("dir", type=Path)
     p.add_argument("--data", type=Path, required=True, metavar="D.npz", help="arrays x and y")
+    runtime_option(p)
     command(sub, "stats", stats, "fl-tiny samples stats dev --json").add_argument("dir", type=Path)
     p = command(sub, "forget", forget, "fl-tiny samples forget dev --label 3")
     p.add_argument("dir", type=Path)
@@ -30,13 +31,13 @@ def add_samples(args: argparse.Namespace) -> None:
 
     from fl_tiny.device.dataset import open_dataset
 
-    device = _device(args.dir)
+    device = _device(args.dir, args.runtime)
     data = open_dataset(args.data, device.model.input, classes=device.spec.classes)
     assert data.labels is not None
     features = []
     for batch in steady(data.batches(), "features", data.samples):
         features.append(device.features(batch))
-    added = device.learn_features(np.concatenate(features), data.labels)
+    added = device.learn_features(np.concatenate(features), data.labels, runtime=device.runtime)
     total = _store(args.dir).sample_count()[0]
     show(args, {"added": added, "samples": total}, f"added {added} samples, {total} stored")
 
@@ -52,6 +53,7 @@ def stats(args: argparse.Namespace) -> None:
         "classes": {str(label): n for label, n in store.counts().items()},
         "bytes": store.sample_bytes(),
         "feature_shape": list(device.spec.feature_shape),
+        "runtime": store.get("runtime"),
     }
     show(args, found, "\n".join(f"{key:14}{value}" for key, value in found.items()))
 
@@ -64,13 +66,13 @@ def forget(args: argparse.Namespace) -> None:
     show(args, {"forgotten": gone, "samples": left}, f"forgot {gone} samples, {left} stored")
 
 
-def _device(directory: Path) -> Any:
+def _device(directory: Path, runtime: str | None = None) -> Any:
     from fl_tiny import statedir
     from fl_tiny.device.api import Device
 
     if directory.exists():
         statedir.act_as_owner(directory)
-    return Device.open(directory)
+    return Device.open(directory, runtime=runtime)
 
 
 def _store(directory: Path) -> Any:

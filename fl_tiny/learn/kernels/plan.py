@@ -7,7 +7,7 @@ Operators that the output does not depend on are left out: a model cut at its fe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,7 +83,6 @@ class Plan:
     steps: tuple[Step, ...]
     input: Tensor
     output: Tensor
-    constants: Mapping[int, Array]
     at_once: int
 
     def run(self, x: Array) -> Array:
@@ -106,8 +105,7 @@ class Plan:
             arrays[step.output] = step.kernel.run(*(arrays[index] for index in step.kernel.inputs))
             for index in step.frees:
                 del arrays[index]
-        found = arrays.get(self.output.index)
-        return self.constants[self.output.index] if found is None else found
+        return arrays[self.output.index]
 
 
 def prepare(model: Model, rule: Rule) -> Plan:
@@ -137,7 +135,7 @@ def prepare(model: Model, rule: Rule) -> Plan:
         raise ModelError("the model's output does not depend on its input")
     steps = _steps(kernels, result.index)
     _check_memory(graph, steps, source.index)
-    return Plan(steps, source, result, constants, _at_once(graph, kernels, source))
+    return Plan(steps, source, result, _at_once(graph, kernels, source))
 
 
 def needed(graph: Graph, output: int) -> list[Operator]:
@@ -216,5 +214,5 @@ def _at_once(graph: Graph, kernels: list[tuple[Kernel, int]], source: Tensor) ->
     batch = source.shape[0]
     if any(kernel.single for kernel, _ in kernels):
         return batch
-    largest = max(math.prod(graph.tensors[made].shape) for _, made in kernels)
-    return batch * max(1, AT_ONCE // max(largest, math.prod(source.shape)))
+    sizes = [math.prod(graph.tensors[made].shape) for _, made in kernels]
+    return batch * max(1, AT_ONCE // max(math.prod(source.shape), *sizes, 1))

@@ -14,7 +14,7 @@ from fl_tiny.learn.kernels.plan import prepare
 from fl_tiny.learn.kernels.rounding import Rule
 from fl_tiny.learn.tflite import cut, read_model
 from tests.learn.kernels.truth import inputs, interpreted, rules
-from tests.learn.tiny import Net, silabs
+from tests.learn.tiny import Net, classifier, silabs
 
 ROOT = Path(__file__).parents[3]
 MODELS = ROOT / "tests" / "models"
@@ -88,3 +88,10 @@ def test_samples_at_once_give_what_each_gives_alone(name: str, count: int) -> No
     assert together.shape == (count, plan.output.shape[-1])
     for row, each in zip(together, x, strict=True):
         assert np.array_equal(plan.run(each[None])[0], row)
+
+
+def test_a_model_cut_at_its_input_gives_the_input() -> None:
+    data = classifier()
+    x = np.arange(-12, 12, dtype=np.int8).reshape(2, 12)
+    at_input = cut(read_model(data), read_model(data).input.index)
+    assert np.array_equal(prepare(read_model(at_input), Rule.TFLITE).run(x), x)
