@@ -18,6 +18,7 @@ else:
 
 S = TypeVar("S")
 SIZE_LIMIT = 65_536  # bytes of a settings file
+RUNTIMES = ("tflite", "litert", "numpy", "numpy:litert")  # device/runtimes.py says what each is
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ class DeviceSettings:
     lan_timing: bool = False
     max_samples: int = 5000
     personal_epochs: int = 30
+    runtime: str | None = None
 
 
 Rule = tuple[str, Callable[[Any], bool]]
@@ -67,6 +69,7 @@ RULES: dict[str, Rule] = {
     "code_minutes": ("above 0 and at most 43200", lambda v: 0 < v <= 43_200),
     "handshakes_per_s": ("1 to 100000", lambda v: 1 <= v <= 100_000),
     "personal_epochs": ("1 to 1000", lambda v: 1 <= v <= 1000),
+    "runtime": (f"one of {', '.join(RUNTIMES)}", lambda v: v in RUNTIMES),
 }
 
 

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, TypeVar
 
+from fl_tiny.config import RUNTIMES
+
 Command = Callable[[argparse.Namespace], int | None]
 B = TypeVar("B", bound=Sized)
 
@@ -30,6 +32,12 @@ def command(group: Any, name: str, run: Command, example: str, *, json_flag: boo
         parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
     parser.set_defaults(run=run)
     return parser
+
+
+def runtime_option(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--runtime``: None lets what is installed decide."""
+    what = "what runs the model (default: the first of these that is installed)"
+    parser.add_argument("--runtime", choices=RUNTIMES, help=what)
 
 
 def group(parent: Any, name: str, summary: str) -> Any:

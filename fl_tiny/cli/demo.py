@@ -11,7 +11,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fl_tiny.cli.common import command, show, table
+from fl_tiny.cli.common import command, runtime_option, show, table
 
 T = TypeVar("T")
 
@@ -32,15 +32,18 @@ def add(parent: Any) -> None:
         help=f"labelled samples a class and device, or all (default: {LABELS})",
     )
     p.add_argument("--out", type=Path, default=OUT, metavar="DIR", help=f"what it leaves behind (default: {OUT})")
+    runtime_option(p)
 
 
 def demo(args: argparse.Namespace) -> None:
     """Run a gateway and its devices on this machine, see what they learn, write a report."""
+    from fl_tiny.device.runtimes import chosen
     from fl_tiny.lab import report
     from fl_tiny.lab.demo import FIGURES, PAGE, Options, prepare, run
     from fl_tiny.lab.measure import device_rows, summary
 
-    options = Options(args.devices, args.rounds, args.labels_per_class, args.out)
+    options = Options(args.devices, args.rounds, args.labels_per_class, args.out, args.runtime)
+    chosen(args.runtime)
     prepare(args.out)
     progress = _Progress()
     try:

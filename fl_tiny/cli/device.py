@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fl_tiny.cli.common import command, events, group, show
+from fl_tiny.cli.common import command, events, group, runtime_option, show
 
 
 def add(parent: Any) -> None:
@@ -25,6 +25,7 @@ def add(parent: Any) -> None:
     until = p.add_mutually_exclusive_group()
     until.add_argument("--once", action="store_true", help="take part in what is open, then exit (for a timer)")
     until.add_argument("--rounds", type=int, metavar="N", help="exit 0 once DIR has N counted rounds")
+    runtime_option(p)
     p = command(sub, "status", status, "fl-tiny device status dev --json")
     p.add_argument("dir", type=Path)
 
@@ -57,6 +58,10 @@ def run(args: argparse.Namespace) -> None:
     if args.dir.exists():
         statedir.act_as_owner(args.dir)
     DeviceStore.open(args.dir / statedir.DATABASE).close()  # its refusal comes before the lock's
+    if args.runtime:
+        from fl_tiny.device.runtimes import chosen
+
+        chosen(args.runtime)  # rounds train on stored features; what is named is for what stores and predicts
     with statedir.locked(args.dir):
         agent = Agent(args.dir, events(args))
         asyncio.run(_until_signal(agent.run(once=args.once, rounds=args.rounds)))

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import argparse
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fl_tiny.cli import rehead
-from fl_tiny.cli.common import command, group, positive, progress, show
+from fl_tiny.cli.common import command, group, positive, progress, runtime_option, show
 
 if TYPE_CHECKING:
     from fl_tiny.learn.head import Candidate
@@ -26,6 +27,7 @@ def add(groups: Any) -> None:
     parser = command(commands, "evaluate", evaluate, "fl-tiny model evaluate model.tflite --data test.npz")
     parser.add_argument("file", metavar="FILE", type=Path, help="a .tflite file that tells classes apart")
     parser.add_argument("--data", metavar="D.npz", type=Path, required=True, help="samples x and labels y")
+    runtime_option(parser)
     example = "fl-tiny model personalise model.tflite --data mine.npz --out better.tflite"
     parser = command(commands, "personalise", personalise, example)
     parser.add_argument("file", metavar="FILE", type=Path, help="an int8 .tflite file; it is not changed")
@@ -44,28 +46,31 @@ def add(groups: Any) -> None:
     parser.add_argument(
         "--seed", metavar="S", type=_seed, default=SEED, help=f"of all random choices (default: {SEED})"
     )
+    runtime_option(parser)
     rehead.add(commands)
 
 
 def inspect(args: argparse.Namespace) -> None:
     """Print a model's input, outputs, operators and the heads that can be trained."""
-    from fl_tiny.device.backbone import runtime_name
+    from fl_tiny.device.backbone import runtime_name, runtimes_for
     from fl_tiny.learn.head import candidates
 
     model = _read(args.file)
     heads = candidates(model)
-    graph = model.main
+    graph, able = model.main, runtimes_for(model)
     result = {
         "input": _tensor(model.input),
         "outputs": [_tensor(graph.tensors[index]) for index in graph.outputs],
         "operators": [operator.name for operator in graph.operators],
         "heads": [_head(head) for head in heads],
         "runtime": runtime_name(),
+        "runtimes": able,
     }
     lines = [_line("input", model.input), *(_line("output", graph.tensors[index]) for index in graph.outputs)]
     lines.append(f"operators {' '.join(operator.name for operator in graph.operators)}")
     lines += [_head_line(head) for head in heads]
-    lines.append(f"runtime   {result['runtime'] or 'none installed'}")
+    lines.append(f"runtime   {result['runtime']}")
+    lines += [f"{name:<9} {'can run it' if can is True else can}" for name, can in able.items()]
     show(args, result, "\n".join(lines))
 
 
@@ -78,7 +83,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
     model = _read(args.file)
     data = open_dataset(args.data, model.input, wanted=wanted_of(model))
-    with isolated_backbone(model.data) as backbone:
+    with isolated_backbone(model.data, runtime=args.runtime) as backbone:
         share, task = accuracy(model, backbone, data)
         result = {"accuracy": share, "samples": data.samples, "runtime": backbone.name}
     what = "accuracy"
@@ -108,14 +113,15 @@ def personalise(args: argparse.Namespace) -> None:
     check_writable(args.out)
     samples = open_dataset(args.data, model.input, wanted=wanted_of(model))
     spec = head_spec(model, layers, task=task_of(model, samples.labels), biases_only=args.bias_only)
-    features, labels = features_of(model, spec, samples, isolated_backbone)
+    opened = partial(isolated_backbone, runtime=args.runtime)
+    features, labels = features_of(model, spec, samples, opened)
     progress(f"{len(labels)} samples of {spec.feature_size} features; training {spec.parameters} parameters")
     settings = with_epochs(Settings(), args.epochs)
     outcome = judge.personalise(spec, features, labels, settings, np.random.default_rng(args.seed))
     data = model.data
     if outcome.head is not None:
         data = patch(model.data, spec, outcome.head)
-        with isolated_backbone(data):  # it opens and runs, or this raises and nothing is written
+        with opened(data):  # it opens and runs, or this raises and nothing is written
             pass
     write_atomic(args.out, data)
     before, after = outcome.before, outcome.after

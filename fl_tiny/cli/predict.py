@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from fl_tiny.cli.common import command, show
+from fl_tiny.cli.common import command, runtime_option, show
 
 
 def add(parent: Any) -> None:
@@ -15,6 +15,7 @@ def add(parent: Any) -> None:
     p = command(parent, "predict", predict, "fl-tiny predict dev --data D.npz --json")
     p.add_argument("dir", type=Path)
     p.add_argument("--data", type=Path, required=True, metavar="D.npz", help="array x")
+    runtime_option(p)
 
 
 def predict(args: argparse.Namespace) -> None:
@@ -26,7 +27,7 @@ def predict(args: argparse.Namespace) -> None:
 
     if args.dir.exists():
         statedir.act_as_owner(args.dir)
-    device = Device.open(args.dir)
+    device = Device.open(args.dir, runtime=args.runtime)
     data = open_dataset(args.data, device.model.input, wanted=None)
     found = [_plain(each) for batch in data.batches() for each in device.predict(batch)]
     names = device.labels

@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from fl_tiny.cli.common import command, group, show, steady
+from fl_tiny.cli.common import command, group, runtime_option, show, steady
 
 
 def add(parent: Any) -> None:
@@ -16,6 +16,7 @@ def add(parent: Any) -> None:
     p = command(sub, "add", add_samples, "fl-tiny samples add dev --data D.npz")
     p.add_argument("dir", type=Path)
     p.add_argument("--data", type=Path, required=True, metavar="D.npz", help="arrays x and y")
+    runtime_option(p)
     command(sub, "stats", stats, "fl-tiny samples stats dev --json").add_argument("dir", type=Path)
     p = command(sub, "forget", forget, "fl-tiny samples forget dev --label 3")
     p.add_argument("dir", type=Path)
@@ -31,7 +32,7 @@ def add_samples(args: argparse.Namespace) -> None:
     from fl_tiny.device.dataset import open_dataset
     from fl_tiny.device.evaluation import real_values, wanted_of
 
-    device = _device(args.dir)
+    device = _device(args.dir, args.runtime)
     data = open_dataset(args.data, device.model.input, wanted=wanted_of(device.model))
     features, own = [], []
     for batch in steady(data.batches(), "features", data.samples):
@@ -39,7 +40,7 @@ def add_samples(args: argparse.Namespace) -> None:
         if data.labels is None:  # an autoencoder's samples are their own targets
             own.append(real_values(device.model.input, batch).reshape(len(batch), -1))
     labels = np.concatenate(own) if data.labels is None else data.labels
-    added = device.learn_features(np.concatenate(features), labels)
+    added = device.learn_features(np.concatenate(features), labels, runtime=device.runtime)
     total = _store(args.dir).sample_count()[0]
     show(args, {"added": added, "samples": total}, f"added {added} samples, {total} stored")
 
@@ -55,6 +56,7 @@ def stats(args: argparse.Namespace) -> None:
         "classes": {str(label): n for label, n in store.counts().items()},
         "bytes": store.sample_bytes(),
         "feature_shape": list(device.spec.feature_shape),
+        "runtime": store.get("runtime"),
     }
     show(args, found, "\n".join(f"{key:14}{value}" for key, value in found.items()))
 
@@ -67,13 +69,13 @@ def forget(args: argparse.Namespace) -> None:
     show(args, {"forgotten": gone, "samples": left}, f"forgot {gone} samples, {left} stored")
 
 
-def _device(directory: Path) -> Any:
+def _device(directory: Path, runtime: str | None = None) -> Any:
     from fl_tiny import statedir
     from fl_tiny.device.api import Device
 
     if directory.exists():
         statedir.act_as_owner(directory)
-    return Device.open(directory)
+    return Device.open(directory, runtime=runtime)
 
 
 def _store(directory: Path) -> Any:

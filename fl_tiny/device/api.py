@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fl_tiny import config, statedir
-from fl_tiny.device.backbone import Backbone, open_backbone
+from fl_tiny.device.backbone import Backbone, open_backbone, runtime_name
 from fl_tiny.device.dataset import input_codes
 from fl_tiny.device.evaluation import classes_of_outputs, real_values
 from fl_tiny.device.layout import BASE, CURRENT
+from fl_tiny.device.runtimes import same_features
 from fl_tiny.device.store import DeviceStore, Sample
 from fl_tiny.errors import DataError
 from fl_tiny.learn.head import HeadSpec
@@ -22,6 +24,8 @@ from fl_tiny.learn.tflite import Model, cut, read_model
 from fl_tiny.protocol import signed, wire
 from fl_tiny.protocol.manifest import spec_of
 
+log = logging.getLogger(__name__)
+
 
 class Device:
     """An enrolled device's directory, usable beside its daemon.
@@ -29,11 +33,12 @@ class Device:
     Raw inputs pass through: what is stored is the backbone's int8 feature codes and the label.
     """
 
-    def __init__(self, directory: Path, store: DeviceStore) -> None:
+    def __init__(self, directory: Path, store: DeviceStore, runtime: str | None) -> None:
         """Use ``Device.open``."""
         self._directory = directory
         self._store = store
         self._settings = config.load(directory / statedir.SETTINGS, config.DeviceSettings)
+        self._runtime = runtime or self._settings.runtime
         self._model: Model = read_model((directory / statedir.MODEL / BASE).read_bytes())
         manifest = wire.decode(wire.Manifest, signed.payload_of(store.get("manifest")))
         self.labels = manifest.labels
@@ -42,10 +47,13 @@ class Device:
         self._current: tuple[bytes, Backbone] | None = None
 
     @classmethod
-    def open(cls, directory: str | Path) -> Device:
-        """The device in ``directory``. Raises: ConfigError when it is not enrolled."""
+    def open(cls, directory: str | Path, *, runtime: str | None = None) -> Device:
+        """The device in ``directory``. runtime: tflite, litert or numpy; None: the setting, else what is installed.
+
+        Raises: ConfigError when it is not enrolled.
+        """
         path = Path(directory)
-        return cls(path, DeviceStore.open(path / statedir.DATABASE))
+        return cls(path, DeviceStore.open(path / statedir.DATABASE), runtime)
 
     @property
     def model_path(self) -> Path:
@@ -64,7 +72,8 @@ class Device:
         Raises: DataError for another shape or type, or numbers that are not finite; EnvironmentFault without a runtime.
         """
         if self._features is None:
-            self._features = open_backbone(cut(self._model, self.spec.feature_tensor))
+            features = cut(self._model, self.spec.feature_tensor)
+            self._features = open_backbone(features, runtime=self._runtime)
         codes: NDArray[np.int8] = self._features.run(input_codes(np.asarray(x), self._model.input))
         return codes.reshape(len(codes), -1)
 
@@ -75,18 +84,20 @@ class Device:
 
         Raises: DataError as ``features``, or for labels that are not in [0, classes).
         """
-        return self.learn_features(self.features(x), y)
+        return self.learn_features(self.features(x), y, runtime=self.runtime)
 
-    def learn_features(self, f: ArrayLike, y: ArrayLike) -> int:
+    def learn_features(self, f: ArrayLike, y: ArrayLike, *, runtime: str = "") -> int:
         """Store feature codes that another backbone or accelerator computed, and return how many.
 
         f: (n, features) int8 codes of the model's feature tensor, or floats in its real units.   y: (n,) integers.
+        runtime: what computed them; the log warns when it is another than that of the features already there.
         Raises: DataError.
         """
         codes, labels = self._feature_codes(np.asarray(f)), self._checked_labels(np.asarray(y))
         if len(codes) != len(labels):
             raise DataError(f"{len(codes)} samples but {len(labels)} labels")
         rows = (self._sample(row, label) for row, label in zip(codes, labels, strict=True))
+        self._note(runtime)
         return self._store.add_samples(rows, self._settings.max_samples)
 
     def predict(self, x: ArrayLike) -> NDArray[Any]:
@@ -96,16 +107,31 @@ class Device:
         """
         data = self.model_path.read_bytes()
         if self._current is None or self._current[0] != data:
-            self._current = (data, open_backbone(data))
+            self._current = (data, open_backbone(data, runtime=self._runtime))
         outputs = self._current[1].run(input_codes(np.asarray(x), self._model.input))
         if self.spec.task is Task.CLASSES:
             return classes_of_outputs(self._model, outputs)
         values = real_values(self._model.output, outputs)
         return values > 0.5 if self.spec.task is Task.LABELS else values
 
+    @property
+    def runtime(self) -> str:
+        """What computes this device's features, as ``tflite-runtime 2.14.0``. Raises: EnvironmentFault for nothing."""
+        return runtime_name(self._runtime)
+
     def close(self) -> None:
         """Give the store back."""
         self._store.close()
+
+    def _note(self, runtime: str) -> None:
+        """Remember what computed the features, and warn when it changes: the same input gives other features then."""
+        known = self._store.get("runtime")
+        if not runtime or (known is not None and same_features(known, runtime)):
+            return
+        if known is None or self._store.sample_count()[0] == 0:
+            self._store.put(runtime=runtime)
+            return
+        log.warning("runtime changed was=%r now=%r: features of the two differ by up to two steps", known, runtime)
 
     def _feature_codes(self, f: NDArray[Any]) -> NDArray[np.int8]:
         size = self.spec.feature_size

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -12,17 +11,16 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_tiny.device.runtimes import RUNTIMES, chosen, full_name, installed
 from fl_tiny.errors import EnvironmentFault, ModelError
+from fl_tiny.learn.kernels.plan import Plan, prepare
+from fl_tiny.learn.kernels.rounding import Rule
 from fl_tiny.learn.tflite import Model, read_model
 
 Codes = NDArray[Any]
 
 BATCH = 8  # samples an invocation; measured to work on all but streaming models, and a small board's arena holds it
-RUNTIMES = {  # distribution: module with an Interpreter; the smaller and older first
-    "tflite-runtime": "tflite_runtime.interpreter",
-    "ai-edge-litert": "ai_edge_litert.interpreter",
-}
-HINT = "pip install 'fl-tiny[tflite]'"
+NEWEST_DENSE = 11  # a FULLY_CONNECTED of a later version does not load in tflite-runtime 2.14 (facts.md, trap 13)
 
 
 class Backbone(Protocol):
@@ -36,28 +34,43 @@ class Backbone(Protocol):
         """x: (n, *input shape without batch) of the input's type.   Returns (n, outputs) of the output's type."""
 
 
-def runtime_name(runtime: str | None = None) -> str | None:
-    """The distribution and version that would run a model, or None when there is none."""
-    for name in [runtime] if runtime else list(RUNTIMES):
-        try:
-            importlib.import_module(RUNTIMES[name])
-            return f"{name} {importlib.metadata.version(name)}"
-        except ImportError:  # PackageNotFoundError is one
-            continue
-    return None
+def runtime_name(runtime: str | None = None) -> str:
+    """Distribution and version that run a model by default, or as ``runtime``. Raises: EnvironmentFault."""
+    return full_name(chosen(runtime))
+
+
+def runtimes_for(model: Model) -> dict[str, bool | str]:
+    """For each runtime whether it can run ``model``, or why not."""
+    found: dict[str, bool | str] = {}
+    for name, runtime in RUNTIMES.items():
+        if not runtime.rule:
+            found[name] = installed(name) or "not installed"
+    dense = [each.version for each in model.main.operators if each.name == "FULLY_CONNECTED"]
+    if found["tflite"] is True and max(dense, default=0) > NEWEST_DENSE:
+        found["tflite"] = f"refuses FULLY_CONNECTED version {max(dense)}"
+    try:
+        prepare(model, Rule.TFLITE)
+        found["numpy"] = True
+    except ModelError as refused:
+        found["numpy"] = refused.what
+    return found
 
 
 def open_backbone(data: bytes, *, runtime: str | None = None) -> Backbone:
-    """An interpreter of the model in ``data``, in this process: a damaged file may still end it (see isolated.py).
+    """A backbone of the model in ``data``, in this process: a damaged file may still end it (see isolated.py).
 
-    runtime: ``tflite-runtime`` or ``ai-edge-litert``; None takes the first that is installed.
+    runtime: a name of ``RUNTIMES``; None takes the first that is installed, numpy's kernels last.
     Raises: ModelError for a file that is damaged or that the runtime refuses; EnvironmentFault without a runtime.
     """
     model = read_model(data)
-    name = runtime_name(runtime)
-    if name is None:
-        raise EnvironmentFault(f"no inference runtime: {runtime or ' or '.join(RUNTIMES)} is not installed", hint=HINT)
-    module = importlib.import_module(RUNTIMES[name.split()[0]])
+    asked = chosen(runtime)
+    name = full_name(asked)
+    if RUNTIMES[asked].rule:
+        return _Computed(name, prepare(model, Rule(RUNTIMES[asked].rule)))
+    try:
+        module = importlib.import_module(RUNTIMES[asked].module)
+    except ImportError as broken:
+        raise EnvironmentFault(f"{name} does not load: {broken}", hint="is it installed whole?") from broken
     streaming = len(model.graphs) > 1 or any(tensor.variable for tensor in model.main.tensors)
     sizes = [model.input.shape[0] if model.input.shape else 1]
     if sizes[0] == 1 and not streaming:
@@ -73,6 +86,17 @@ def open_backbone(data: bytes, *, runtime: str | None = None) -> Backbone:
                 f"{name} does not work with numpy {np.__version__}", "pip install 'numpy<2'"
             ) from clash
     raise ModelError(f"{name} refuses the model: {str(fault).strip()[:200]}") from fault
+
+
+@dataclass(frozen=True, slots=True)
+class _Computed:
+    """A model that numpy runs."""
+
+    name: str
+    plan: Plan
+
+    def run(self, x: Codes) -> Codes:
+        return self.plan.run(x)
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,12 +46,13 @@ class Progress(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What is asked of a demo. labels: a class and device; None: all there are."""
+    """What is asked of a demo. labels: a class and device; None: all there are.   runtime: what devices run on."""
 
     devices: int
     rounds: int
     labels: int | None
     out: Path
+    runtime: str | None = None
 
 
 def prepare(out: Path) -> None:
@@ -100,6 +101,7 @@ class _Demo:
         self._watch = watch.load()
         self._arms = self._watch.arms[: options.devices]
         self._gateway = options.out / "gateway"
+        self._runtime = ("--runtime", options.runtime) if options.runtime else ()
         self._labelled = {arm.name: watch.labelled(arm, options.labels) for arm in self._arms}
         self._kept: dict[str, str] = {}  # which candidate each device holds
 
@@ -153,7 +155,8 @@ class _Demo:
         async def one(name: str, code: str) -> None:
             nonlocal enrolled
             await self._enroll(relay, name, code)
-            await self._children.call(name, "samples", "add", self._device(name), "--data", self._data(name))
+            files = (self._device(name), "--data", self._data(name))
+            await self._children.call(name, "samples", "add", *files, *self._runtime)
             enrolled += 1
             self._progress.status(f"enrolled {enrolled} of {len(self._arms)} devices")
 
@@ -190,7 +193,7 @@ class _Demo:
         return passed
 
     async def _device_run(self, name: str) -> Child:
-        until = ("--rounds", str(self._options.rounds), "--json")
+        until = ("--rounds", str(self._options.rounds), "--json", *self._runtime)
         return await self._children.start(name, "device", "run", self._device(name), *until)
 
     async def _follow(self, device: Child) -> None:
@@ -242,11 +245,11 @@ class _Demo:
     async def _alone(self, arm: watch.Arm) -> None:
         files = ("--data", self._data(arm.name), "--out", self._path(f"{arm.name}-alone"))
         self._progress.status(f"{arm.name} learns alone, for comparison")
-        await self._children.call(arm.name, "model", "personalise", self._path("before"), *files)
+        await self._children.call(arm.name, "model", "personalise", self._path("before"), *files, *self._runtime)
 
     async def _sweep(self, labels: str) -> dict[str, Any]:
         self._progress.status(f"simulating {labels} labels a class")
-        asked = (labels, str(self._options.rounds), str(len(self._arms)))
+        asked = (labels, str(self._options.rounds), str(len(self._arms)), self._options.runtime or "")
         found: dict[str, Any] = await self._children.call("sweep", *asked, module="fl_tiny.lab.sweep")
         return found
 

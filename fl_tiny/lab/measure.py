@@ -93,7 +93,7 @@ def found_in(data: bytes, x: NDArray[np.int8]) -> Classes:
 
 def runtime() -> str:
     """The interpreter that measured."""
-    return runtime_name() or "none"
+    return runtime_name()
 
 
 def summary(result: Result) -> dict[str, Any]:

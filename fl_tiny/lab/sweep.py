@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the fleet gives by the number of labels: the demo's devices simulated, as a child process of the demo.
 
-Run as ``python -m fl_tiny.lab.sweep LABELS ROUNDS DEVICES``, LABELS a class or ``all``; prints one JSON object.
+Run as ``python -m fl_tiny.lab.sweep LABELS ROUNDS DEVICES RUNTIME``, LABELS a class or ``all``, RUNTIME empty for
+the one that is installed; prints one JSON object.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from fl_tiny.learn.train import Settings
 from fl_tiny.protocol import wire
 
 
-def sweep(labels: int | None, rounds: int, devices: int, start: str = "model") -> dict[str, Any]:
+def sweep(
+    labels: int | None, rounds: int, devices: int, runtime: str | None = None, start: str = "model"
+) -> dict[str, Any]:
     """Mean accuracies on later windows with ``labels`` a class: alone, global, personal; and the cold start's.
 
     Alone is fitted as ``fl-tiny model personalise`` does, without its check of whether that helped; here it does.
@@ -35,7 +38,7 @@ def sweep(labels: int | None, rounds: int, devices: int, start: str = "model") -
     model = read_model(found.model)
     layers = default_layers(model)
     spec = head_spec(model, layers)
-    backbone = open_backbone(cut(model, spec.feature_tensor))
+    backbone = open_backbone(cut(model, spec.feature_tensor), runtime=runtime)
     clients, alone, rng = [], [], np.random.default_rng(watch.SEED)
     for arm in arms:
         part = watch.labelled(arm, labels)
@@ -74,8 +77,9 @@ def sweep(labels: int | None, rounds: int, devices: int, start: str = "model") -
 
 def main() -> None:
     """The child's entry."""
-    labels, rounds, devices = sys.argv[1:]
-    print(json.dumps(sweep(None if labels == "all" else int(labels), int(rounds), int(devices))))
+    labels, rounds, devices, runtime = sys.argv[1:]
+    found = sweep(None if labels == "all" else int(labels), int(rounds), int(devices), runtime or None)
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

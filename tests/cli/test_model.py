@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from fl_tiny.device.backbone import open_backbone
+from fl_tiny.device.runtimes import RUNTIMES, installed
 from fl_tiny.learn.head import head_spec
 from fl_tiny.learn.tflite import read_model
 from tests.learn.test_train import a_task
@@ -59,7 +60,8 @@ def data(tmp_path: Path) -> Path:
 
 def test_inspect_says_what_the_model_is() -> None:
     found = json.loads(fl_tiny("inspect", SILABS / "tflite_micro_magic_wand.tflite", "--json").stdout)
-    assert set(found) == {"input", "outputs", "operators", "heads", "runtime"}
+    assert set(found) == {"input", "outputs", "operators", "heads", "runtime", "runtimes"}
+    assert found["runtimes"]["numpy"] is True
     assert found["input"] == {"shape": [1, 128, 3, 1], "dtype": "float32", "scale": None, "zero_point": None}
     assert [each["shape"] for each in found["outputs"]] == [[1, 4]]
     assert found["operators"][-3:] == ["FULLY_CONNECTED", "SOFTMAX", "DEQUANTIZE"]
@@ -101,6 +103,26 @@ def test_evaluate_counts_what_the_interpreter_gets_right(model: Path, data: Path
     with np.load(data) as arrays:
         right = open_backbone(model.read_bytes()).run(arrays["x"]).argmax(axis=1) == arrays["y"]
     assert found == {"accuracy": right.mean(), "samples": 400, "runtime": open_backbone(model.read_bytes()).name}
+
+
+def test_numpy_evaluates_and_personalises_as_the_interpreter_does(model: Path, data: Path, tmp_path: Path) -> None:
+    if not installed("tflite"):
+        pytest.skip("tflite-runtime is not installed here")
+    found = {}
+    for runtime in ("tflite", "numpy"):
+        out = tmp_path / runtime
+        fl_tiny("personalise", model, "--data", data, "--out", out, "--runtime", runtime)
+        each = json.loads(fl_tiny("evaluate", out, "--data", data, "--runtime", runtime, "--json").stdout)
+        found[runtime] = (each["accuracy"], out.read_bytes())
+        assert each["runtime"].startswith(RUNTIMES[runtime].distribution)
+    assert found["numpy"] == found["tflite"]
+
+
+@pytest.mark.parametrize("name", ["tflite", "litert"])
+def test_a_runtime_that_is_not_installed_exits_69(model: Path, data: Path, name: str) -> None:
+    if installed(name):
+        pytest.skip(f"{name} is installed here")
+    assert "pip install" in refused("evaluate", model, "--data", data, "--runtime", name, code=69)
 
 
 @pytest.mark.parametrize(("layers", "parameters"), [(None, 157), (1, 40), (2, 157)])

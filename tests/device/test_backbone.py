@@ -11,14 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fl_tiny.device.backbone import RUNTIMES, open_backbone, runtime_name
+from fl_tiny import config
+from fl_tiny.device.backbone import open_backbone, runtime_name, runtimes_for
 from fl_tiny.device.isolated import isolated_backbone
+from fl_tiny.device.runtimes import RUNTIMES, installed, same_features
 from fl_tiny.errors import EnvironmentFault, ModelError
 from fl_tiny.learn.head import head_spec
 from fl_tiny.learn.tflite import cut, read_model
 from tests.learn.tiny import RESHAPE, Net, classifier, dense, silabs
 
 WAND = silabs("tflite_micro_magic_wand")
+ZOO = Path(__file__).parents[1] / "models" / "zoo"
 CRASHES = [(5407, 127)]  # byte and value: our reader finds nothing wrong, tflite-runtime 2.14 ends with SIGSEGV
 
 
@@ -60,19 +63,62 @@ def test_a_cut_model_gives_the_feature_tensor() -> None:  # facts.md, trap 1
 
 
 def test_the_name_says_runtime_and_version() -> None:
-    name, version = open_backbone(WAND).name.split()
-    assert name in RUNTIMES
+    name = open_backbone(WAND).name
+    distribution, version = name.split()[:2]
+    assert distribution in {each.distribution for each in RUNTIMES.values()}
     assert version[0].isdigit()
-    assert runtime_name() == f"{name} {version}"
+    assert runtime_name() == name
 
 
-def test_without_a_runtime_the_hint_says_what_to_install() -> None:
-    missing = next((name for name in RUNTIMES if runtime_name(name) is None), None)
-    if missing is None:
+@pytest.mark.parametrize("name", [name for name in RUNTIMES if not installed(name)] or [None])
+def test_a_runtime_that_is_not_installed_is_refused_with_what_to_do(name: str | None) -> None:
+    if name is None:
         pytest.skip("all runtimes are installed here")
-    assert runtime_name(missing) is None
-    with pytest.raises(EnvironmentFault, match="pip install"):
-        open_backbone(WAND, runtime=missing)
+    with pytest.raises(EnvironmentFault, match=r"not installed.*pip install"):
+        open_backbone(WAND, runtime=name)
+
+
+def test_without_an_interpreter_numpy_is_taken() -> None:
+    code = (
+        "import sys; sys.modules.update(tflite_runtime=None, ai_edge_litert=None);"
+        "from fl_tiny.device.backbone import open_backbone; print(open_backbone(sys.stdin.buffer.read()).name)"
+    )
+    env = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], input=WAND, env=env, capture_output=True, check=True)
+    assert done.stdout.decode().strip() == f"numpy {np.__version__} (tflite rounding)"
+
+
+@pytest.mark.parametrize("rounding", ["tflite", "litert"])
+def test_numpy_gives_what_the_runtime_gives_that_it_is_named_after(rounding: str) -> None:
+    if not installed(rounding):
+        pytest.skip(f"{rounding} is not installed here")
+    data = silabs("keyword_spotting")
+    x = np.random.default_rng(3).normal(size=(20, *read_model(data).input.shape[1:])).astype(np.float32) * 40
+    named = "numpy" if rounding == "tflite" else f"numpy:{rounding}"
+    truth = open_backbone(data, runtime=rounding).run(x)
+    assert np.array_equal(open_backbone(data, runtime=named).run(x), truth)
+    with isolated_backbone(data, runtime=named) as backbone:
+        assert np.array_equal(backbone.run(x), truth)
+        assert backbone.name == f"numpy {np.__version__} ({rounding} rounding)"
+
+
+def test_the_setting_names_the_runtimes_that_there_are() -> None:
+    assert tuple(RUNTIMES) == config.RUNTIMES
+
+
+def test_numpys_version_changes_no_feature_and_its_rounding_does() -> None:
+    assert same_features("numpy 1.26.4 (tflite rounding)", "numpy 2.1.0 (tflite rounding)")
+    assert not same_features("numpy 1.26.4 (tflite rounding)", "numpy 1.26.4 (litert rounding)")
+    assert not same_features("tflite-runtime 2.14.0", "numpy 1.26.4 (tflite rounding)")
+    assert same_features("tflite-runtime 2.14.0", "tflite-runtime 2.14.0")
+
+
+def test_what_can_run_a_model_is_said_of_each_runtime() -> None:
+    found = runtimes_for(read_model((ZOO / "tf219" / "dynamic_range.tflite").read_bytes()))
+    assert found["tflite"] == ("refuses FULLY_CONNECTED version 12" if installed("tflite") else "not installed")
+    assert found["litert"] == (True if installed("litert") else "not installed")
+    assert str(found["numpy"]).startswith("numpy cannot run FULLY_CONNECTED")
+    assert runtimes_for(read_model(WAND))["numpy"] is True
 
 
 def test_an_operator_that_the_runtime_lacks_is_refused_by_name() -> None:
@@ -97,7 +143,7 @@ def test_a_child_gives_the_same_as_this_process() -> None:
 
 
 def test_a_crash_of_the_runtime_is_a_model_error() -> None:  # trap 12
-    if not (runtime_name() or "").startswith("tflite-runtime 2.14"):
+    if not runtime_name().startswith("tflite-runtime 2.14"):
         pytest.skip("found with tflite-runtime 2.14")
     for at, value in CRASHES:
         data = bytearray(WAND)

@@ -7,10 +7,14 @@ import hashlib
 import signal
 import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from fl_tiny import Device
+from fl_tiny.device.runtimes import installed
 
 from .fleet import MODEL, Daemon, Fleet, cli, stop
 
@@ -205,3 +209,35 @@ def test_raw_inputs_stay_out_of_the_devices_directory(fleet: Fleet) -> None:
     gone = cli("samples", "forget", directory, "--all")
     assert gone["forgotten"] == 60
     assert cli("samples", "stats", directory)["samples"] == 0
+
+
+def test_a_board_remembers_what_computed_its_features_and_warns_when_that_changes(
+    fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    fleet.gateway()
+    directory = fleet.device("d", samples=0)
+    assert cli("samples", "stats", directory)["runtime"] is None
+    data = np.random.default_rng(1).normal(size=(12, 8, 8, 1)).astype(np.float32)
+    np.savez(fleet.root / "few.npz", x=data, y=np.arange(12) % 4)
+    cli("samples", "add", directory, "--data", fleet.root / "few.npz", "--runtime", "numpy")
+    assert cli("samples", "stats", directory)["runtime"] == f"numpy {np.__version__} (tflite rounding)"
+    for runtime, warnings in (("numpy", 0), ("numpy:litert", 1), (None, 1)):
+        caplog.clear()
+        with closing(Device.open(directory, runtime=runtime)) as device:
+            device.learn(data, np.arange(12) % 4)
+            known = device.runtime == f"numpy {np.__version__} (tflite rounding)"
+        assert len(caplog.records) == (0 if known else warnings)
+    cli("samples", "forget", directory, "--all")
+    (directory / "fl-tiny.toml").write_text('runtime = "numpy:litert"\n')
+    cli("samples", "add", directory, "--data", fleet.root / "few.npz")
+    assert "litert rounding" in cli("samples", "stats", directory)["runtime"]
+    labels = cli("predict", directory, "--data", fleet.root / "few.npz", "--runtime", "numpy")["labels"]
+    assert labels == cli("predict", directory, "--data", fleet.root / "few.npz")["labels"]
+
+
+@pytest.mark.parametrize("name", ["tflite", "litert"])
+def test_a_runtime_that_is_not_there_starts_no_daemon(fleet: Fleet, name: str) -> None:
+    if installed(name):
+        pytest.skip(f"{name} is installed here")
+    fleet.gateway()
+    assert "pip install" in cli("device", "run", fleet.device("d", samples=0), "--runtime", name, code=69)
