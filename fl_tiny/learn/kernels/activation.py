@@ -12,11 +12,12 @@ import numpy as np
 
 from fl_tiny.learn.flatbuffer import U32
 from fl_tiny.learn.kernels.node import ACTIVATIONS, CODES, Array, Kernel, Node, clip_range, limits
-from fl_tiny.learn.kernels.rounding import AWAY, Rule, fixed_point, fixed_product
+from fl_tiny.learn.kernels.rounding import Rule, fixed_point, fixed_product
 from fl_tiny.learn.quant import Affine
 
 F32 = np.float32
 RELUS = {"RELU": 1, "RELU_N1_TO_1": 2, "RELU6": 3}  # the same ranges as the fused ones
+CVT_LEAST, CVT_MOST = 2.0**-8, 2.0**7  # what XNNPACK rescales by; the rest is left to TFLite's own kernel
 REAL: dict[str, Callable[[Array], Array]] = {  # of float64, rounded to float32 as a good libm does
     "LOGISTIC": lambda x: F32(1) / (F32(1) + np.exp(-x.astype(np.float64)).astype(F32)),
     "TANH": lambda x: np.tanh(x.astype(np.float64)).astype(F32),
@@ -62,20 +63,21 @@ def quantize(node: Node) -> Kernel:
     after = node.affine(result)
     if source.dtype != "float32":
         return _table(node, to_codes(_rescaled(node, node.affine(source), after, source.dtype), result.dtype))
-    scale, zero, kind = F32(after.scale), after.zero_point, result.dtype
-    inverse = F32(1) / scale
+    scale, zero, kind = after.scale, after.zero_point, result.dtype
+    inverse = F32(1) / F32(scale)
     low, high = (float(each - zero) for each in limits(kind))
 
     def run(x: Array) -> Array:
         # The clip comes before the rounding, and lets nothing through that has no integer, not even what is no number.
         if node.rule is Rule.LITERT:
-            steps = np.fmin(np.fmax(x * inverse, low), high).astype(np.float64)
+            steps: Array = np.rint(np.fmin(np.fmax(x * inverse, low), high))
         else:
-            steps = np.fmin(np.fmax(x / scale, low), high).astype(np.float64)
-            steps *= AWAY
-        np.rint(steps, out=steps)
+            steps = np.fmin(np.fmax(x.astype(np.float64) / scale, low), high)
+            steps += np.copysign(0.5, steps)
+            np.trunc(steps, out=steps)
         steps += zero
-        return steps.astype(kind)
+        codes: Array = steps.astype(kind)
+        return codes
 
     return Kernel(run, (source.index,))
 
@@ -136,7 +138,8 @@ def to_codes(values: Array, kind: str) -> Array:
 def away_from_zero(x: Array) -> Array:
     """Rounded to whole numbers, halves away from zero, as C's round does; of x's type."""
     whole = np.trunc(x)
-    return whole + np.where(np.abs(x - whole) >= 0.5, np.sign(x), 0).astype(x.dtype)  # type: ignore[no-any-return]
+    result: Array = whole + np.where(np.abs(x - whole) >= 0.5, np.sign(x), 0).astype(x.dtype)
+    return result
 
 
 def _table(node: Node, table: Array) -> Kernel:
@@ -145,18 +148,24 @@ def _table(node: Node, table: Array) -> Kernel:
 
 
 def _rescaled(node: Node, source: Affine, result: Affine, kind: str) -> Array:
-    """What each code of ``source`` is in steps of ``result``, zero point added, not clipped."""
+    """What each code of ``source`` is in steps of ``result``, zero point added, not clipped.
+
+    Source: tensorflow/lite/kernels/requantize.h; XNNPACK src/microparams-init.c, xnn_init_qs8_cvt_params.
+    """
     codes = all_codes(kind) - source.zero_point
-    if node.rule is Rule.LITERT:
-        scaled = np.rint(codes.astype(F32) * (F32(source.scale) / F32(result.scale))).astype(np.int64)
-    else:
-        scaled = fixed_product(codes, source.scale / result.scale, away=True)
-    return scaled + result.zero_point  # type: ignore[no-any-return]
+    scale = F32(source.scale) / F32(result.scale)
+    converts = node.operator.name == "QUANTIZE" and node.output.dtype == kind and CVT_LEAST <= scale <= CVT_MOST
+    if node.rule is Rule.LITERT and converts:
+        weight = int(np.rint(scale * F32(256)))
+        return ((codes * weight + 128) >> 8) + result.zero_point
+    product = fixed_product(codes, source.scale / result.scale, away=node.rule is Rule.TFLITE)
+    return product + result.zero_point
 
 
 def _float_softmax(x: Array, strength: np.float32) -> Array:
     powers = np.exp((x - x.max(axis=-1, keepdims=True)) * strength)
-    return powers / powers.sum(axis=-1, keepdims=True)  # type: ignore[no-any-return]
+    result: Array = powers / powers.sum(axis=-1, keepdims=True)
+    return result
 
 
 def _hard_swish(node: Node, source: Affine, result: Affine, kind: str) -> Array:
@@ -195,4 +204,5 @@ def _high_product(values: Array, q: int) -> Array:
 
 def _shifted(values: Array, right: int) -> Array:
     """values / 2^right, rounded half away from zero."""
-    return np.sign(values) * ((np.abs(values) + (2**right >> 1)) >> right)  # type: ignore[no-any-return]
+    result: Array = np.sign(values) * ((np.abs(values) + (2**right >> 1)) >> right)
+    return result

@@ -105,5 +105,6 @@ def _products(node: Node, first: Affine, second: Affine, result: Affine, kind: s
     a, b = _pairs(kind, first, second)
     scale = F32(first.scale) * F32(second.scale) / F32(result.scale)
     if node.rule is Rule.LITERT:
-        return np.rint((a * b).astype(F32) * scale).astype(np.int64)  # type: ignore[no-any-return]
+        rounded: Array = np.rint((a * b).astype(F32) * scale).astype(np.int64)
+        return rounded
     return fixed_product(a * b, float(scale), away=True)

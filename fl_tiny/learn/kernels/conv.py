@@ -53,7 +53,11 @@ def conv_2d(node: Node) -> Kernel:
     read = read_weights(node, 0)
     matrix = np.ascontiguousarray(read.values.reshape(outputs, -1).T)
     return _by_rows(
-        node, frame, matrix, finish(node, read, matrix, 3, math.prod(result.shape[:3]), away=False), read.zero
+        node,
+        frame,
+        matrix,
+        finish(node, read, matrix, 3, math.prod(result.shape[:3]), away=source.dtype == "uint8"),
+        read.zero,
     )
 
 

@@ -28,7 +28,7 @@ def fully_connected(node: Node) -> Kernel:
     node.work(rows * inputs * outputs)
     read = read_weights(node, 0)
     matrix = np.ascontiguousarray(read.values.T)
-    last = finish(node, read, matrix, 0, rows, away=False)
+    last = finish(node, read, matrix, 0, rows, away=source.dtype == "uint8")
     matrix = matrix.astype(last.kind)
 
     def run(x: Array) -> Array:

@@ -8,10 +8,10 @@ import math
 import numpy as np
 
 from fl_tiny.learn.flatbuffer import I32, U8
-from fl_tiny.learn.kernels.activation import to_codes
+from fl_tiny.learn.kernels.activation import away_from_zero, to_codes
 from fl_tiny.learn.kernels.conv import frame_of, padder, windows
 from fl_tiny.learn.kernels.node import CODES, Array, Kernel, Node, clip_range
-from fl_tiny.learn.kernels.rounding import Rule, fixed_point, fixed_shift
+from fl_tiny.learn.kernels.rounding import Rule, fixed_point, fixed_product, fixed_shift
 from fl_tiny.learn.quant import Affine
 
 F32 = np.float32
@@ -75,24 +75,51 @@ def mean(node: Node) -> Kernel:
     if count > 2**23:
         raise node.refuse(f"a mean of {count} values")
 
+    codes = _mean_codes if node.rule is Rule.TFLITE else _float_mean_codes
+    if node.rule is Rule.TFLITE and keep and rank == 4 and over == (1, 2):
+        codes = _image_mean_codes
+    if node.rule is Rule.LITERT and before == after:
+        codes = _plain_mean_codes
+
     def run(x: Array) -> Array:
-        sums = x.sum(axis=over, keepdims=keep, dtype=np.int64) - count * before.zero_point
-        return to_codes(_mean_codes(node.rule, sums, count, before, after), kind)
+        sums = x.sum(axis=over, keepdims=keep, dtype=np.int64)
+        return to_codes(codes(sums, count, before, after), kind)
 
     return Kernel(run, inputs, single)
 
 
-def _mean_codes(rule: Rule, sums: Array, count: int, before: Affine, after: Affine) -> Array:
-    """Sums of codes less their zero points as codes of their mean.
-
-    Source: tensorflow/lite/kernels/internal/reference/reduce.h, QuantizedMeanOrSum.
-    """
-    if rule is Rule.LITERT:
-        scale = F32(before.scale) / (F32(after.scale) * F32(count))
-        return np.rint(sums.astype(F32) * scale).astype(np.int64) + after.zero_point  # type: ignore[no-any-return]
+def _mean_codes(sums: Array, count: int, before: Affine, after: Affine) -> Array:
+    """Sums of codes as codes of their mean. Source: tensorflow/lite/kernels/internal/reference/reduce.h."""
     q, shift = fixed_point(before.scale / after.scale)
     down = min(count.bit_length() - 1, 32, 31 + shift)
-    return fixed_shift(sums, (q << down) // count, shift - down, away=True) + after.zero_point
+    whole = sums - count * before.zero_point
+    return fixed_shift(whole, (q << down) // count, shift - down, away=True) + after.zero_point
+
+
+def _image_mean_codes(sums: Array, count: int, before: Affine, after: Affine) -> Array:
+    """The same as it is computed over height and width alone, when their axes stay: zero points come apart.
+
+    Source: tensorflow/lite/kernels/internal/optimized/integer_ops/mean.h.
+    """
+    first, second = F32(before.scale), F32(after.scale)
+    shift = after.zero_point - int(away_from_zero(np.array(F32(before.zero_point) * first / second)))
+    return fixed_product(sums, float(first / (F32(count) * second)), away=True) + shift
+
+
+def _float_mean_codes(sums: Array, count: int, before: Affine, after: Affine) -> Array:
+    """The LITERT rule: XNNPACK's mean."""
+    scale = F32(before.scale) / F32(after.scale) / F32(count)
+    steps: Array = np.rint((sums - count * before.zero_point).astype(F32) * scale)
+    return steps.astype(np.int64) + after.zero_point
+
+
+def _plain_mean_codes(sums: Array, count: int, before: Affine, after: Affine) -> Array:
+    """The LITERT rule where nothing is rescaled: the mean of the codes themselves.
+
+    Measured: three of 3,000 drawn models have a value half way between two codes that goes the other way.
+    """
+    whole: Array = np.rint(sums.astype(F32) * (F32(1) / F32(count)))
+    return whole.astype(np.int64)
 
 
 def _same(node: Node) -> Affine:
@@ -105,4 +132,5 @@ def _same(node: Node) -> Affine:
 
 def _divided(sums: Array, count: Array) -> Array:
     """Sums over counts, rounded half away from zero."""
-    return np.sign(sums) * ((np.abs(sums) + count // 2) // count)  # type: ignore[no-any-return]
+    result: Array = np.sign(sums) * ((np.abs(sums) + count // 2) // count)
+    return result

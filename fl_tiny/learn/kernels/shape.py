@@ -160,4 +160,5 @@ def _nearest(side: int, many: int, corners: bool, centres: bool) -> Array:
     scale = f32(side - 1) / f32(many - 1) if corners and many > 1 else f32(side) / f32(many)
     at = (np.arange(many, dtype=f32) + f32(0.5 if centres else 0)) * scale
     places = np.floor(at + f32(0.5)) if corners else np.floor(at)
-    return np.clip(places.astype(np.int64), 0, side - 1)  # type: ignore[no-any-return]
+    result: Array = np.clip(places.astype(np.int64), 0, side - 1)
+    return result
