@@ -122,6 +122,18 @@ def _plain_mean_codes(sums: Array, count: int, before: Affine, after: Affine) ->
     return whole.astype(np.int64)
 
 
+def _image_mean(x: Array, count: int, before: Affine, after: Affine) -> Array:
+    """The mean of images whose axes stay, which tflite-runtime computes by another kernel: zero points come last.
+
+    Source: tensorflow/lite/kernels/internal/optimized/integer_ops/mean.h.
+    """
+    shift = F32(before.zero_point) * F32(before.scale) / F32(after.scale)
+    point = after.zero_point - int(shift + F32(0.5) if shift > 0 else shift - F32(0.5))
+    scale = before.scale / float(F32(count) * F32(after.scale))
+    sums = x.sum(axis=(1, 2), keepdims=True, dtype=np.int64)
+    return fixed_shift(sums, *fixed_point(scale), away=True) + point
+
+
 def _same(node: Node) -> Affine:
     """The scale of input and output. Raises: ModelError when they differ: a pool does not rescale."""
     result = node.affine(node.output)
