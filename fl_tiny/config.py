@@ -34,6 +34,15 @@ class GatewaySettings:
     epochs: int = 4
     batch: int = 16
     rate: float = 0.1
+    find_rate: bool = False
+    smoothing: float = 0.0
+    balanced: bool = False
+    patience: int | None = None
+    adam: bool = False
+    strategy: str = "fedavg"
+    server_rate: float | None = None
+    server_momentum: float | None = None
+    proximal: float | None = None
     max_samples: int = 2000
     start: str = "model"
     min_samples: int = 10
@@ -50,6 +59,7 @@ class DeviceSettings:
     pairing_code: str | None = None
     lan_timing: bool = False
     max_samples: int = 5000
+    max_sample_bytes: int = 33_554_432
     personal_epochs: int = 30
     runtime: str | None = None
 
@@ -63,6 +73,12 @@ RULES: dict[str, Rule] = {
     "epochs": ("1 to 100", lambda v: 1 <= v <= 100),
     "batch": ("1 to 4096", lambda v: 1 <= v <= 4096),
     "rate": ("above 0 and at most 10", lambda v: 0 < v <= 10),
+    "smoothing": ("0 to 0.9", lambda v: 0 <= v <= 0.9),
+    "patience": ("1 to 100", lambda v: 1 <= v <= 100),
+    "server_rate": ("above 0 and at most 100", lambda v: 0 < v <= 100),
+    "server_momentum": ("0 up to, but not, 1", lambda v: 0 <= v < 1),
+    "proximal": ("0 to 1000", lambda v: 0 <= v <= 1000),
+    "max_sample_bytes": ("1024 to 1073741824", lambda v: 1024 <= v <= 2**30),
     "max_samples": ("1 to 65535", lambda v: 1 <= v <= 65_535),
     "start": ("exact or model", lambda v: v in ("exact", "model")),
     "min_samples": ("1 to 65535", lambda v: 1 <= v <= 65_535),

@@ -41,6 +41,7 @@ def add(parent: Any) -> None:
     p.add_argument(
         "--start", choices=("exact", "model"), help="first head: solved at once, or trained (default: model)"
     )
+    p.add_argument("--strategy", metavar="NAME", help="fedavg, fedprox, fedavgm, fedadam, fedyogi, or a package's own")
     p = command(sub, "pair", pair, "fl-tiny gateway pair gw --count 50 --expires 7d --out cards")
     p.add_argument("dir", type=Path)
     p.add_argument("--count", type=int, default=1, metavar="N", help="how many codes (default: 1)")
@@ -82,7 +83,15 @@ def run(args: argparse.Namespace) -> None:
 
     _owner(args.dir)
     options = server.RunOptions(
-        args.bind, args.web, args.rounds, args.clients, args.quorum, args.deadline, args.interval, args.start
+        args.bind,
+        args.web,
+        args.rounds,
+        args.clients,
+        args.quorum,
+        args.deadline,
+        args.interval,
+        args.start,
+        args.strategy,
     )
     server.run(args.dir, options, events(args))
 

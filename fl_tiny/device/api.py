@@ -98,7 +98,8 @@ class Device:
             raise DataError(f"{len(codes)} samples but {len(labels)} labels")
         rows = (self._sample(row, label) for row, label in zip(codes, labels, strict=True))
         self._note(runtime)
-        return self._store.add_samples(rows, self._settings.max_samples)
+        most = self._settings.max_sample_bytes // self.spec.feature_size
+        return self._store.add_samples(rows, max(1, min(self._settings.max_samples, most)))
 
     def predict(self, x: ArrayLike) -> NDArray[Any]:
         """What the board's current model says of each sample. x: as ``features``.

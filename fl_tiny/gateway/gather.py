@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final, Protocol
@@ -20,7 +21,10 @@ from fl_tiny.learn.tflite import read_model
 from fl_tiny.protocol import aggregate, signed, wire
 from fl_tiny.protocol.grams import GramSum, config_of
 from fl_tiny.protocol.manifest import spec_of
+from fl_tiny.protocol.strategy import FedAvg, Move, Strategy, Tensors, decode_state, fits
 from fl_tiny.protocol.update import HeadBody, Parameters, decode_head, encode_head
+
+log = logging.getLogger(__name__)
 
 SEED = hashlib.sha256(b"fl-tiny exact start").digest()  # of projections; what it is matters to nobody
 LEAST_COMPARED = 4  # devices with sums; among fewer none can stand out
@@ -82,13 +86,18 @@ class Gathering(Protocol):
 
 
 class Changes:
-    """Changes by training, averaged: FedAvg."""
+    """Changes by training, averaged; a strategy says what the head makes of their mean.
+
+    kept: the strategy's state, as the last round left it.
+    """
 
     kind: Final = Kind.TRAIN
     config: Final = None
 
-    def __init__(self, manifest: wire.Manifest) -> None:
-        self._manifest = manifest
+    def __init__(
+        self, manifest: wire.Manifest, strategy: Strategy | None = None, kept: Mapping[str, bytes] | None = None
+    ) -> None:
+        self._manifest, self._strategy, self._kept = manifest, strategy or FedAvg(), kept or {}
         self.size = manifest.parameters
         self._sum = aggregate.RunningSum(manifest.shapes)
 
@@ -114,8 +123,20 @@ class Changes:
         """As in ``Gathering``."""
         ranges = aggregate.merge_ranges([e.ranges for e in entries if e.ranges is not None])
         head = HeadBody(base.body, wire.decode(wire.Head, signed.payload_of(base.signed)).scales)
-        new = aggregate.publish(head, base.residual, self._manifest.shapes, base.steps, self._sum)
+        new = aggregate.publish(head, base.residual, self._manifest.shapes, base.steps, self._sum, self._step)
         return Made(new, aggregate.next_steps(base.steps, self._sum.peaks), ranges)
+
+    def _step(self, base: Tensors, change: Tensors) -> Move:
+        """The strategy's move; where another package's fails, the mean change as it is: no update is lost by it."""
+        try:
+            move = self._strategy.step(base, change, decode_state(self._kept, self._manifest.shapes))
+            if fits(move, base):
+                return move
+            why = "it returned no finite move of this head"
+        except Exception as fault:  # foreign code
+            why = f"{type(fault).__name__}: {fault}"
+        log.error("strategy failed, the round is averaged why=%r", why)
+        return Move(change, {})
 
 
 class Grams:

@@ -17,8 +17,10 @@ from fl_tiny.gateway.resources import Resources
 from fl_tiny.gateway.service import Emit, ExactOptions, Gateway
 from fl_tiny.gateway.setup import BASE, GATEWAY_KEY, MODEL_LIMIT
 from fl_tiny.gateway.store import Store
+from fl_tiny.gateway.strategies import strategy_named
 from fl_tiny.net.coap import Limits, Server
 from fl_tiny.protocol.rounds import RoundSettings
+from fl_tiny.protocol.strategy import Options
 from fl_tiny.protocol.wire import Train
 
 log = logging.getLogger(__name__)
@@ -38,6 +40,7 @@ class RunOptions:
     deadline: float | None = None
     interval: float | None = None
     start: str | None = None
+    strategy: str | None = None
 
 
 def run(directory: Path, options: RunOptions, emit: Emit) -> bool:
@@ -47,7 +50,7 @@ def run(directory: Path, options: RunOptions, emit: Emit) -> bool:
     """
     chosen: dict[str, Any] = {
         key: value
-        for key in ("bind", "web", "clients", "quorum", "deadline", "interval", "start")
+        for key in ("bind", "web", "clients", "quorum", "deadline", "interval", "start", "strategy")
         if (value := getattr(options, key)) is not None
     }
     config.check(chosen, config.GatewaySettings, "command line")
@@ -66,9 +69,10 @@ async def _serve(
         read_bounded(directory / statedir.MODEL / BASE, MODEL_LIMIT),
         statedir.read_secret(directory, GATEWAY_KEY),
         RoundSettings(settings.clients, settings.quorum, settings.deadline, settings.interval),
-        Train(settings.epochs, settings.batch, settings.rate),
+        _train(settings),
         settings.max_samples,
         ExactOptions(settings.start == "exact", settings.min_samples),
+        strategy_named(settings.strategy, Options(settings.server_rate, settings.server_momentum, settings.proximal)),
     )
     gateway.emit = emit
     resources = Resources(gateway)
@@ -91,6 +95,20 @@ async def _serve(
         gateway.save_all()
         await server.close()
         store.close()
+
+
+def _train(settings: config.GatewaySettings) -> Train:
+    """What devices are told of training; what is off stays out of the offer."""
+    return Train(
+        settings.epochs,
+        settings.batch,
+        None if settings.find_rate else settings.rate,
+        None,
+        settings.smoothing or None,
+        1 if settings.balanced else None,
+        settings.patience,
+        1 if settings.adam else None,
+    )
 
 
 async def _until_done(work: Any, beside: list[asyncio.Future[None]]) -> bool:

@@ -36,6 +36,7 @@ from fl_tiny.protocol.rounds import (
     RoundSettings,
     restored,
 )
+from fl_tiny.protocol.strategy import FedAvg, Strategy, encode_state
 from fl_tiny.statedir import boot_clock_s, boot_id
 
 log = logging.getLogger(__name__)
@@ -85,11 +86,13 @@ class Gateway:
         train: wire.Train,
         max_samples: int,
         exact: ExactOptions = ExactOptions(),
+        strategy: Strategy | None = None,
     ) -> None:
         self.store = store
         self.model = model
         self.settings = settings
         self.train = train
+        self.strategy = strategy or FedAvg()
         self.max_samples = max_samples
         self.manifest = wire.decode(wire.Manifest, signed.payload_of(store.get("manifest")))
         self.manifest_digest = hashlib.sha256(wire.encode(self.manifest)).digest()
@@ -147,7 +150,7 @@ class Gateway:
             self.head.digest,
             left_ms,
             self.head.steps,
-            train_behind(self.train, solved=self.store.solved() is not None),
+            train_behind(self.strategy.train(self.train), solved=self.store.solved() is not None),
             self.max_samples,
             self.gathering.config,
         )
@@ -290,7 +293,7 @@ class Gateway:
             scores = self._start.outliers([body for _, body in sent])
             outliers, since = dict(zip([did for did, _ in sent], scores, strict=True)), number
         version = make_version(number, made, gathered.weight, self.manifest_digest, self._seed, since)
-        self.store.publish(rid, version, seconds, outliers)
+        self.store.publish(rid, version, seconds, outliers=outliers, strategy=encode_state(made.head.state))
         self.head = version
         self.emit("round", {"number": version.number, "state": "published", "updates": gathered.updates})
         log.info("round published number=%d updates=%d seconds=%.2f", version.number, gathered.updates, seconds)
@@ -305,7 +308,9 @@ class Gateway:
         return Kind.EXACT if self._exact.wanted and self.head.number == 0 else Kind.TRAIN
 
     def _gathers(self, kind: Kind) -> Gathering:
-        return Grams(self._start, self._exact.min_samples) if kind is Kind.EXACT else Changes(self.manifest)
+        if kind is Kind.EXACT:
+            return Grams(self._start, self._exact.min_samples)
+        return Changes(self.manifest, self.strategy, self.store.strategy_state())
 
     def _forget(self) -> None:
         """A command beside us may have asked to forget devices: publish heads without them."""

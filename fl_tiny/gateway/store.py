@@ -229,14 +229,23 @@ class Store:
             yield Entry(did, signed, samples, held, loss, accuracy, bytes_to_floats(ranges), codes)
 
     def publish(
-        self, rid: bytes, version: Version, seconds: float, outliers: Mapping[bytes, float | None] | None = None
+        self,
+        rid: bytes,
+        version: Version,
+        seconds: float,
+        *,
+        outliers: Mapping[bytes, float | None] | None = None,
+        strategy: Mapping[str, bytes] | None = None,
     ) -> None:
         """The round closes: the head, the round and the evidence that made it, all or nothing.
 
         outliers: a score a device, when what it sent are sums, which stay; None: what it sent is dropped.
+        strategy: what the strategy remembers from now on.
         """
         with self._transaction() as db:
             _insert_version(db, version)
+            db.execute("DELETE FROM strategy")
+            db.executemany("INSERT INTO strategy VALUES(?,?)", (strategy or {}).items())
             if outliers is not None:
                 db.execute(
                     "INSERT OR REPLACE INTO gram SELECT did, samples, codes, NULL FROM ledger WHERE rid=? AND status=?",
@@ -258,6 +267,10 @@ class Store:
         with self._transaction() as db:
             db.execute("DELETE FROM ledger WHERE rid=?", (rid,))
             db.execute("UPDATE round SET state='aborted', left_s=0, seconds=?, why=? WHERE rid=?", (seconds, why, rid))
+
+    def strategy_state(self) -> dict[str, bytes]:
+        """What the strategy remembers of earlier rounds."""
+        return dict(self._db.execute("SELECT name, numbers FROM strategy"))
 
     # ---- sums -----------------------------------------------------------------------------------------------
 
@@ -301,6 +314,7 @@ class Store:
             db.execute("DELETE FROM ledger WHERE rid IN (SELECT rid FROM round WHERE state='open')")
             db.execute("UPDATE round SET state='aborted', left_s=0, why='a device was forgotten' WHERE state='open'")
             _insert_version(db, version)
+            db.execute("DELETE FROM strategy")  # it remembers rounds with the device
             _insert_round(db, OpenRound(rid, version.number, version.number - 1, 0.0, "forget"), "published")
             db.execute("UPDATE round SET seconds=0, why=? WHERE rid=?", (did.hex(), rid))
             _put_outliers(db, outliers)

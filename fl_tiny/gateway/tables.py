@@ -23,12 +23,14 @@ CREATE TABLE ledger(rid BLOB NOT NULL REFERENCES round(rid), did BLOB NOT NULL R
   codes BLOB, consumed_by INT REFERENCES version(number), PRIMARY KEY(rid, did)) STRICT;
 CREATE TABLE gram(did BLOB PRIMARY KEY REFERENCES device(did), samples INT NOT NULL, body BLOB NOT NULL,
   outlier REAL) STRICT;
+CREATE TABLE strategy(name TEXT PRIMARY KEY, numbers BLOB NOT NULL) STRICT;
 """
 MIGRATIONS = {  # from this version to the next
     1: """
 ALTER TABLE round ADD COLUMN kind TEXT NOT NULL DEFAULT 'train';
 CREATE TABLE gram(did BLOB PRIMARY KEY REFERENCES device(did), samples INT NOT NULL, body BLOB NOT NULL,
   outlier REAL) STRICT;
+CREATE TABLE strategy(name TEXT PRIMARY KEY, numbers BLOB NOT NULL) STRICT;
 """,
 }
 

@@ -8,16 +8,19 @@ arrives: memory does not grow with the number of devices. Source: McMahan et al.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fl_tiny.errors import RemoteError
+from fl_tiny.protocol.strategy import Move, State, Tensors
 from fl_tiny.protocol.update import MAX_CODE, HeadBody, Shapes, decode_head, encode_head, per_parameter
 from fl_tiny.protocol.wire import Code
+
+Step = Callable[[Tensors, Tensors], Move]
 
 STRIPE = 1 << 15  # parameters added at a time: product and sum stay in the cache of a small core
 STEP_TARGET = 96  # the largest code a round should show; a quarter of the range is head room
@@ -61,6 +64,7 @@ class Published:
 
     head: HeadBody
     residual: bytes  # float32, one a parameter
+    state: State = field(default_factory=dict)  # what the strategy remembers
 
 
 def check_codes(codes: bytes, parameters: int) -> NDArray[np.int8]:
@@ -73,22 +77,38 @@ def check_codes(codes: bytes, parameters: int) -> NDArray[np.int8]:
     return q
 
 
-def publish(base: HeadBody, residual: bytes, shapes: Shapes, steps: Sequence[float], summed: RunningSum) -> Published:
+def publish(
+    base: HeadBody,
+    residual: bytes,
+    shapes: Shapes,
+    steps: Sequence[float],
+    summed: RunningSum,
+    step: Step | None = None,
+) -> Published:
     """The next head: base + residual + step * sum / weight, in float64, divided once.
 
-    residual: float32, what the form of ``base`` had rounded away (empty: nothing).
+    residual: float32, what the form of ``base`` had rounded away (empty: nothing).   step: what a strategy makes of
+    the mean change; None takes it as it is (FedAvg).
     """
     assert summed.weight > 0, "a round without updates is aborted, not published"
-    base_values = [tensor.astype(np.float64).ravel() for tensor in decode_head(base, shapes)]
-    flat = np.concatenate(base_values)
+    before = np.concatenate([tensor.astype(np.float64).ravel() for tensor in decode_head(base, shapes)])
     if residual:
-        flat += np.frombuffer(residual, "<f4")
-    flat += per_parameter(steps, shapes) * (summed.total / summed.weight)
-    ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
-    tensors = [part.reshape(shape) for part, shape in zip(np.split(flat, ends), shapes, strict=True)]
-    head = encode_head(tensors)
+        before += np.frombuffer(residual, "<f4")
+    change = per_parameter(steps, shapes) * (summed.total / summed.weight)
+    state: State = {}
+    if step is not None:
+        move = step(split(before, shapes), split(change, shapes))
+        change, state = np.concatenate([np.asarray(each, np.float64).ravel() for each in move.change]), move.state
+    flat = before + change
+    head = encode_head(split(flat, shapes))
     rounded = np.concatenate([tensor.ravel() for tensor in decode_head(head, shapes)])
-    return Published(head, (flat - rounded).astype("<f4").tobytes())
+    return Published(head, (flat - rounded).astype("<f4").tobytes(), state)
+
+
+def split(flat: NDArray[np.float64], shapes: Shapes) -> list[NDArray[np.float64]]:
+    """One vector as tensors of ``shapes``."""
+    ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
+    return [part.reshape(shape) for part, shape in zip(np.split(flat, ends), shapes, strict=True)]
 
 
 def first_steps(parameters: Sequence[NDArray[np.floating[Any]]]) -> tuple[float, ...]:
