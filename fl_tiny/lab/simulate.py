@@ -19,6 +19,7 @@ from fl_tiny.learn.head import HeadSpec, head_spec, read_parameters, trained_par
 from fl_tiny.learn.requant import QuantHead, patch
 from fl_tiny.learn.tflite import read_model
 from fl_tiny.protocol import signed, wire
+from fl_tiny.protocol.strategy import FedAvg, Strategy, encode_state
 from fl_tiny.protocol.session import OfferSeen, SendAnswer, Session
 
 KEY = bytes(signed.SEED_BYTES)  # signs the simulated heads; nobody trusts it
@@ -68,11 +69,13 @@ def simulate(
     every_round: bool = True,
     start: str = "model",
     min_samples: int = 10,
+    strategy: Strategy | None = None,
 ) -> Simulated:
     """``rounds`` rounds in which every client takes part; the same arguments give the same files.
 
     start: ``exact`` makes the first of them an exact start, of clients with ``min_samples``.   train, max_samples: as
     an offer carries them.   personal_epochs: of a client's own model; None: no choice.
+    strategy: None is FedAvg.
     every_round: choose behind each round, as devices do; False: behind the last one, which is several times faster.
     """
     spec = head_spec(read_model(model), layers)
@@ -80,13 +83,15 @@ def simulate(
     version = _first(manifest, spec)
     boards = [_Board(Samples(manifest, spec, c.features, c.labels, c.held), version) for c in clients]
     accuracy: list[float | None] = []
+    state: dict[str, bytes] = {}
+    train = (strategy or FedAvg()).train(train)
     for number in range(1, rounds + 1):
-        gathering: Gathering = Changes(manifest)
+        gathering: Gathering = Changes(manifest, strategy, state)
         if start == "exact" and number == 1:
             gathering = Grams(ExactStart(manifest, spec, version), min_samples)
         how = train_behind(train, solved=start == "exact" and number > 1)
         offer = wire.Offer(bytes(8), number, version.digest, 0, version.steps, how, max_samples, gathering.config)
-        version, score = _round(boards, offer, version, seed, gathering)
+        version, score, state = _round(boards, offer, version, seed, gathering)
         accuracy.append(score)
         if personal_epochs is not None and (every_round or number == rounds):
             for board in boards:
@@ -135,8 +140,8 @@ class _Board:
 
 def _round(
     boards: Sequence[_Board], offer: wire.Offer, base: Version, seed: int, gathering: Gathering
-) -> tuple[Version, float | None]:
-    """The head that one round publishes, and the mean accuracy of its base on held-out samples."""
+) -> tuple[Version, float | None, dict[str, bytes]]:
+    """The head that one round publishes, the mean accuracy of its base on held-out samples, the strategy's state."""
     entries, scores = [], []
     for place, board in enumerate(boards):
         if not board.takes_part(offer):
@@ -147,7 +152,8 @@ def _round(
         if trained.metrics is not None:
             scores.append(trained.metrics.accuracy)
     made, digest = gathering.made(base, entries), _digest(boards[0].samples.manifest)
-    return make_version(offer.number, made, gathering.weight, digest, KEY), float(np.mean(scores)) if scores else None
+    version = make_version(offer.number, made, gathering.weight, digest, KEY)
+    return version, float(np.mean(scores)) if scores else None, encode_state(made.head.state)
 
 
 def _first(manifest: wire.Manifest, spec: HeadSpec) -> Version:
