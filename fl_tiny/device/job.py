@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the agent asks of its training child and what the child answers: messages by the rules of protocol/wire.py."""
+"""What the agent asks of its training child and what the child answers: messages by the rules of protocol/fields.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from fl_tiny.protocol import cbor, wire
-from fl_tiny.protocol.wire import H256, MAX_CODES, RANGES, Key, Metrics, blob, number, part, text, uint
+from fl_tiny.protocol.fields import Key, blob, number, part, text, uint
+from fl_tiny.protocol.wire import H256, MAX_CODES, RANGES, Metrics
 
 LENGTH = struct.Struct(">I")
 FRAME_LIMIT = 4 * MAX_CODES  # codes, a residual of two bytes each, and a little

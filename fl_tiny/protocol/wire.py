@@ -8,15 +8,15 @@ one description. A *negative* unknown key is ignored, a positive one is an error
 from __future__ import annotations
 
 import base64
-import functools
 import math
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import IntEnum
-from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar, cast, get_type_hints
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from fl_tiny.errors import MalformedMessage
 from fl_tiny.protocol import cbor
+from fl_tiny.protocol.fields import Key, blob, from_map, many, number, part, text, to_map, uint
+from fl_tiny.protocol.preprocess import Preprocess, described
 
 VERSION = 1
 U16 = 0xFFFF
@@ -30,7 +30,6 @@ CHUNK = 1024  # bytes of codes in one PUT
 UNIT = 128  # bytes that one bit of a ``Held`` bitmap stands for; a chunk starts at a multiple of it
 
 M = TypeVar("M")
-Read = Callable[[Any, str], Any]
 
 
 class Said(IntEnum):
@@ -69,77 +68,6 @@ class Code(IntEnum):
     QUOTA = 12
     PHASE = 15
     PAIRING = 18
-
-
-class Key(NamedTuple):
-    """Where a field stands in its map, and how its value is read."""
-
-    number: int
-    read: Read
-
-
-# ---- what may stand under a key -----------------------------------------------------------------------------
-
-
-def uint(low: int, high: int) -> Read:
-    """An integer in [low, high]; a bool is not an integer."""
-
-    def read(value: Any, where: str) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise MalformedMessage(f"{where} is not an integer from {low} to {high}")
-        return value
-
-    return read
-
-
-def blob(low: int, high: int | None = None) -> Read:
-    """A byte string of ``low`` to ``high`` bytes, of exactly ``low`` when ``high`` is not given."""
-    most = low if high is None else high
-
-    def read(value: Any, where: str) -> bytes:
-        if not isinstance(value, bytes) or not low <= len(value) <= most:
-            raise MalformedMessage(f"{where} is not a byte string of {low} to {most} B")
-        return value
-
-    return read
-
-
-def text(low: int, high: int) -> Read:
-    """A text of ``low`` to ``high`` bytes of UTF-8."""
-
-    def read(value: Any, where: str) -> str:
-        if not isinstance(value, str) or not low <= len(value.encode()) <= high:
-            raise MalformedMessage(f"{where} is not a text of {low} to {high} B")
-        return value
-
-    return read
-
-
-def number(low: float = -math.inf, high: float = math.inf) -> Read:
-    """A finite float in [low, high]."""
-
-    def read(value: Any, where: str) -> float:
-        if not isinstance(value, float) or not math.isfinite(value) or not low <= value <= high:
-            raise MalformedMessage(f"{where} is not a number from {low:g} to {high:g}")
-        return value
-
-    return read
-
-
-def many(item: Read, low: int, high: int) -> Read:
-    """An array of ``low`` to ``high`` items, as a tuple."""
-
-    def read(value: Any, where: str) -> tuple[Any, ...]:
-        if not isinstance(value, list) or not low <= len(value) <= high:
-            raise MalformedMessage(f"{where} is not an array of {low} to {high} items")
-        return tuple(item(v, f"{where}[{i}]") for i, v in enumerate(value))
-
-    return read
-
-
-def part(cls: type) -> Read:
-    """A map inside a message: another dataclass of this file, without a kind of its own."""
-    return lambda value, where: _from_map(cls, value, where)
 
 
 DID = blob(16)
@@ -231,6 +159,7 @@ class Manifest:
     """A model and what of it is trained; signed by the model-signing key.
 
     layers: how many of the last dense layers.   shapes: of their tensors, weights then bias, first layer first.
+    preprocess: how pictures, recordings or tables become the model's input, the same on every device.
     """
 
     KIND: ClassVar[int] = 7
@@ -242,6 +171,7 @@ class Manifest:
     layers: Annotated[int, Key(6, uint(1, MAX_TENSORS))]
     shapes: Annotated[tuple[tuple[int, ...], ...], Key(7, many(many(uint(1, U16), 1, 2), 1, MAX_TENSORS))]
     labels: Annotated[tuple[str, ...] | None, Key(8, many(text(1, 48), 1, MAX_LABELS))] = None
+    preprocess: Annotated[Preprocess | None, Key(9, described)] = None
 
     @property
     def parameters(self) -> int:
@@ -372,25 +302,10 @@ def missing(held: Held) -> list[int]:
 # ---- encoding and decoding ----------------------------------------------------------------------------------
 
 
-class _Field(NamedTuple):
-    name: str
-    key: Key
-    optional: bool
-
-
-@functools.cache
-def _fields_of(cls: Any) -> tuple[_Field, ...]:
-    hints = get_type_hints(cls, include_extras=True)
-    return tuple(
-        _Field(f.name, hints[f.name].__metadata__[0], type(None) in getattr(hints[f.name].__origin__, "__args__", ()))
-        for f in fields(cls)
-    )
-
-
 def encode(message: Any) -> bytes:
     """The bytes of a message of this file. Raises: MalformedMessage when a field breaks its own rule."""
-    body = _to_map(message)
-    _from_map(type(message), body, type(message).__name__.lower())
+    body = to_map(message)
+    from_map(type(message), body, type(message).__name__.lower())
     return cbor.encode({0: message.KIND, **body})
 
 
@@ -404,35 +319,5 @@ def decode(cls: type[M], data: bytes, *, limit: int = cbor.CONTROL_LIMIT) -> M:
     if not isinstance(body, dict) or body.get(0) != cls.KIND or isinstance(body[0], bool):  # type: ignore[attr-defined]
         raise MalformedMessage(f"not a message of kind {name}")
     del body[0]
-    message: M = _from_map(cls, body, name)
+    message: M = from_map(cls, body, name)
     return message
-
-
-def _to_map(message: Any) -> dict[int, Any]:
-    body: dict[int, Any] = {}
-    for field in _fields_of(cast(Hashable, type(message))):
-        value = getattr(message, field.name)
-        if value is not None:
-            body[field.key.number] = _to_map(value) if hasattr(value, "__dataclass_fields__") else _plain(value)
-    return body
-
-
-def _plain(value: Any) -> Any:
-    return [_plain(v) for v in value] if isinstance(value, tuple) else value
-
-
-def _from_map(cls: type[M], body: Any, where: str) -> M:
-    if not isinstance(body, Mapping):
-        raise MalformedMessage(f"{where} is not a map")
-    table = _fields_of(cast(Hashable, cls))
-    known = {field.key.number for field in table}
-    for key in body:
-        if key not in known and not (isinstance(key, int) and key < 0):
-            raise MalformedMessage(f"{where}: unknown key {key}")
-    values: dict[str, Any] = {}
-    for field in table:
-        if field.key.number in body:
-            values[field.name] = field.key.read(body[field.key.number], f"{where}.{field.name}")
-        elif not field.optional:
-            raise MalformedMessage(f"{where}.{field.name} is absent")
-    return cls(**values)
