@@ -23,6 +23,15 @@ def read_bounded(path: Path, limit: int, fault: type[ModelError] | type[DataErro
     return data
 
 
+def read_lines(path: Path, limit: int) -> tuple[str, ...]:
+    """The lines of a text, those left out that hold nothing. Raises: DataError as ``read_bounded``, or for no UTF-8."""
+    try:
+        text = read_bounded(path, limit, DataError).decode()
+    except UnicodeDecodeError as cause:
+        raise DataError(f"{path} is not UTF-8 text") from cause
+    return tuple(line.strip() for line in text.split("\n") if line.strip())
+
+
 def check_writable(path: Path) -> None:
     """Raises: EnvironmentFault when no file could be written at ``path``. Asked before long work; changes nothing."""
     if path.is_dir():

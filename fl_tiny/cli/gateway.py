@@ -19,6 +19,7 @@ def add(parent: Any) -> None:
     p.add_argument("--model", type=Path, required=True, help="the int8 .tflite the fleet trains")
     p.add_argument("--layers", type=int, metavar="K", help="train the last K dense layers (default: 2, or 1 if only 1)")
     p.add_argument("--labels", type=Path, metavar="L.txt", help="names of the classes, one a line")
+    p.add_argument("--preprocess", type=Path, metavar="P.toml", help="how files become inputs (default: DIR's table)")
     p = command(sub, "run", run, "fl-tiny gateway run gw --web 127.0.0.1:8080 --clients 10 --interval 600")
     p.add_argument("dir", type=Path)
     p.add_argument("--bind", metavar="HOST:PORT", help="where to listen (default: [::]:5684, both IPv6 and IPv4)")
@@ -52,7 +53,7 @@ def init(args: argparse.Namespace) -> None:
     """Make DIR the gateway of a fleet that trains this model."""
     from fl_tiny.gateway import setup
 
-    made = setup.initialise(args.dir, args.model, args.layers, args.labels)
+    made = setup.initialise(args.dir, args.model, args.layers, args.labels, args.preprocess)
     text = (
         f"{args.dir} is a gateway for {made.model}, training its last {made.layers} dense layers\n"
         f"model key {made.model_key}\nnext: fl-tiny gateway run {args.dir}, and fl-tiny gateway pair {args.dir}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fl_tiny.cli.common import command, group, progress, show
+from fl_tiny.cli.sources import add_sources, opened, own_names, own_table, warn
 
 if TYPE_CHECKING:
     from fl_tiny.learn.head import Candidate
@@ -24,11 +25,11 @@ def add(groups: Any) -> None:
     parser.add_argument("file", metavar="FILE", type=Path, help="a .tflite file")
     parser = command(commands, "evaluate", evaluate, "fl-tiny model evaluate model.tflite --data test.npz")
     parser.add_argument("file", metavar="FILE", type=Path, help="a .tflite file that tells classes apart")
-    parser.add_argument("--data", metavar="D.npz", type=Path, required=True, help="samples x and labels y")
+    add_sources(parser, own_table=True)
     example = "fl-tiny model personalise model.tflite --data mine.npz --out better.tflite"
     parser = command(commands, "personalise", personalise, example)
     parser.add_argument("file", metavar="FILE", type=Path, help="an int8 .tflite file; it is not changed")
-    parser.add_argument("--data", metavar="TRAIN.npz", type=Path, required=True, help="samples x and labels y")
+    add_sources(parser, own_table=True)
     parser.add_argument("--out", metavar="OUT.tflite", type=Path, required=True, help="where the result is written")
     parser.add_argument(
         "--layers",
@@ -53,13 +54,16 @@ def inspect(args: argparse.Namespace) -> None:
     heads = candidates(model)
     graph = model.main
     result = {
-        "input": _tensor(model.input),
+        "input": _input(model),
         "outputs": [_tensor(graph.tensors[index]) for index in graph.outputs],
         "operators": [operator.name for operator in graph.operators],
         "heads": [_head(head) for head in heads],
         "runtime": runtime_name(),
     }
-    lines = [_line("input", model.input), *(_line("output", graph.tensors[index]) for index in graph.outputs)]
+    lines = [
+        _line("input", model.input) + _holds(model),
+        *(_line("output", graph.tensors[index]) for index in graph.outputs),
+    ]
     lines.append(f"operators {' '.join(operator.name for operator in graph.operators)}")
     lines += [_head_line(head) for head in heads]
     lines.append(f"runtime   {result['runtime'] or 'none installed'}")
@@ -68,12 +72,15 @@ def inspect(args: argparse.Namespace) -> None:
 
 def evaluate(args: argparse.Namespace) -> None:
     """Print the share of samples whose label the model finds."""
-    from fl_tiny.device.evaluation import accuracy
+    from fl_tiny.device.evaluation import accuracy, output_classes
     from fl_tiny.device.isolated import isolated_backbone
+    from fl_tiny.device.sources import Wanted
 
     model = _read(args.file)
+    data = opened(args, Wanted(model, output_classes(model), own_names(args), own_table(args)))
     with isolated_backbone(model.data) as backbone:
-        share, samples = accuracy(model, backbone, args.data)
+        share, samples = accuracy(model, backbone, data)
+        warn(data)
         result = {"accuracy": share, "samples": samples, "runtime": backbone.name}
     show(args, result, f"accuracy {share:.4f} on {samples} samples ({result['runtime']})")
 
@@ -84,6 +91,7 @@ def personalise(args: argparse.Namespace) -> None:
 
     from fl_tiny.device.evaluation import features_of
     from fl_tiny.device.isolated import isolated_backbone
+    from fl_tiny.device.sources import Wanted
     from fl_tiny.files import check_writable, write_atomic
     from fl_tiny.learn import judge
     from fl_tiny.learn.head import default_layers, head_spec
@@ -94,16 +102,18 @@ def personalise(args: argparse.Namespace) -> None:
     model = _read(args.file)
     spec = head_spec(model, args.layers or default_layers(model))
     check_writable(args.out)
-    features, labels = features_of(model, spec, args.data, isolated_backbone)
+    data = opened(args, Wanted(model, spec.classes, own_names(args), own_table(args)))
+    features, labels = features_of(model, spec, data, isolated_backbone)
+    warn(data)
     progress(f"{len(labels)} samples of {spec.feature_size} features; training {spec.parameters} parameters")
     settings = with_epochs(Settings(), args.epochs)
     outcome = judge.personalise(spec, features, labels, settings, np.random.default_rng(args.seed))
-    data = model.data
+    made = model.data
     if outcome.head is not None:
-        data = patch(model.data, spec, outcome.head)
-        with isolated_backbone(data):  # it opens and runs, or this raises and nothing is written
+        made = patch(model.data, spec, outcome.head)
+        with isolated_backbone(made):  # it opens and runs, or this raises and nothing is written
             pass
-    write_atomic(args.out, data)
+    write_atomic(args.out, made)
     before, after = outcome.before, outcome.after
     progress(f"held-out loss {before.loss:.4f} before, {after.loss:.4f} after, on {after.samples} samples")
     result = {
@@ -134,6 +144,26 @@ def _tensor(tensor: Tensor) -> dict[str, Any]:
         "scale": scale.scale[0] if scale and single else None,
         "zero_point": scale.zero_point[0] if scale and single else None,
     }
+
+
+def _input(model: Model) -> dict[str, Any]:
+    """An input as a tensor, the range of real numbers it can hold, and the customary range that this means."""
+    from fl_tiny.learn.inputs import input_range, usual
+
+    held = input_range(model)
+    meant = usual(held)
+    return {
+        **_tensor(model.input),
+        "range": None if held is None else list(held),
+        "usual_range": None if meant is None else list(meant),
+    }
+
+
+def _holds(model: Model) -> str:
+    from fl_tiny.learn.inputs import as_text, input_range
+
+    held = input_range(model)
+    return "" if held is None else f" holds {as_text(held)}"
 
 
 def _head(head: Candidate) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fl_tiny.cli.common import command, group, show, steady
+from fl_tiny.cli.sources import add_sources, opened, warn
 
 
 def add(parent: Any) -> None:
@@ -15,7 +16,7 @@ def add(parent: Any) -> None:
     sub = group(parent, "samples", "add, count and forget what this board learns from")
     p = command(sub, "add", add_samples, "fl-tiny samples add dev --data D.npz")
     p.add_argument("dir", type=Path)
-    p.add_argument("--data", type=Path, required=True, metavar="D.npz", help="arrays x and y")
+    add_sources(p)
     command(sub, "stats", stats, "fl-tiny samples stats dev --json").add_argument("dir", type=Path)
     p = command(sub, "forget", forget, "fl-tiny samples forget dev --label 3")
     p.add_argument("dir", type=Path)
@@ -28,14 +29,15 @@ def add_samples(args: argparse.Namespace) -> None:
     """Turn labelled inputs into features and store those; the inputs themselves are not kept."""
     import numpy as np
 
-    from fl_tiny.device.dataset import open_dataset
+    from fl_tiny.device.sources import Wanted
 
     device = _device(args.dir)
-    data = open_dataset(args.data, device.model.input, classes=device.spec.classes)
+    data = opened(args, Wanted(device.model, device.spec.classes, device.labels, device.preprocess))
     assert data.labels is not None
     features = []
     for batch in steady(data.batches(), "features", data.samples):
         features.append(device.features(batch))
+    warn(data)
     added = device.learn_features(np.concatenate(features), data.labels)
     total = _store(args.dir).sample_count()[0]
     show(args, {"added": added, "samples": total}, f"added {added} samples, {total} stored")

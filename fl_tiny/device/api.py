@@ -35,6 +35,7 @@ class Device:
         self._model: Model = read_model((directory / statedir.MODEL / BASE).read_bytes())
         manifest = wire.decode(wire.Manifest, signed.payload_of(store.get("manifest")))
         self.labels = manifest.labels
+        self.preprocess = manifest.preprocess
         self.spec: HeadSpec = head_spec(self._model, manifest.layers)
         self._features: Backbone | None = None
         self._current: tuple[bytes, Backbone] | None = None

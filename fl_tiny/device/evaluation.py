@@ -6,13 +6,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fl_tiny.device.backbone import Backbone
-from fl_tiny.device.dataset import open_dataset
+from fl_tiny.device.sources import Samples
 from fl_tiny.errors import DataError, ModelError
 from fl_tiny.learn.head import HeadSpec
 from fl_tiny.learn.quant import Affine
@@ -22,16 +21,15 @@ MAX_FEATURE_BYTES = 256 << 20  # guess: what a board of 512 MB can hold beside t
 
 
 def features_of(
-    model: Model, spec: HeadSpec, path: Path, opened: Callable[[bytes], AbstractContextManager[Backbone]]
+    model: Model, spec: HeadSpec, data: Samples, opened: Callable[[bytes], AbstractContextManager[Backbone]]
 ) -> tuple[NDArray[np.int8], NDArray[np.int64]]:
-    """(n, features) int8 codes of the feature tensor and (n,) labels for the samples in ``path``.
+    """(n, features) int8 codes of the feature tensor and (n,) labels of the samples in ``data``.
 
     Raises: DataError for samples that do not fit, ModelError for a backbone that does not run.
     """
-    data = open_dataset(path, model.input, classes=spec.classes)
     assert data.labels is not None
     if data.samples * spec.feature_size > MAX_FEATURE_BYTES:
-        raise DataError(f"{path}: {data.samples} samples are too many", hint="train on a part of them")
+        raise DataError(f"{data.samples} samples are too many", hint="train on a part of them")
     features = np.empty((data.samples, spec.feature_size), np.int8)
     done = 0
     with opened(cut(model, spec.feature_tensor)) as backbone:
@@ -41,13 +39,17 @@ def features_of(
     return features, data.labels
 
 
-def accuracy(model: Model, backbone: Backbone, path: Path) -> tuple[float, int]:
-    """The share of samples in ``path`` whose label the whole model finds, and how many samples there are."""
+def output_classes(model: Model) -> int:
+    """How many classes the whole model tells apart. Raises: ModelError when its output is none of classes."""
     output = model.output
     values = math.prod(output.shape[1:])
     if len(output.shape) < 1 or values < 1 or output.dtype not in ("int8", "uint8", "float32"):
         raise ModelError(f"the output is {output.dtype} {list(output.shape)}: it tells no classes apart")
-    data = open_dataset(path, model.input, classes=max(2, values))
+    return max(2, values)
+
+
+def accuracy(model: Model, backbone: Backbone, data: Samples) -> tuple[float, int]:
+    """The share of samples in ``data`` whose label the whole model finds, and how many samples there are."""
     assert data.labels is not None
     right = done = 0
     for batch in data.batches():

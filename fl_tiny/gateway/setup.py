@@ -13,13 +13,15 @@ from typing import Any
 
 from fl_tiny import config, statedir
 from fl_tiny.errors import ConfigError, DataError, EnvironmentFault, ModelError
-from fl_tiny.files import read_bounded, sync_directory, write_atomic
+from fl_tiny.files import read_bounded, read_lines, sync_directory, write_atomic
 from fl_tiny.gateway.service import make_version
 from fl_tiny.gateway.store import Device, Store, Version
 from fl_tiny.learn.head import HeadSpec, default_layers, head_spec, read_parameters
 from fl_tiny.learn.requant import patch, requantise
-from fl_tiny.learn.tflite import read_model
+from fl_tiny.learn.tflite import Model, read_model
 from fl_tiny.protocol import aggregate, pairing, signed, wire
+from fl_tiny.protocol.prepare import settled
+from fl_tiny.protocol.preprocess import Preprocess
 from fl_tiny.protocol.update import HeadBody, decode_head, encode_head
 
 MODEL_LIMIT = 64 << 20  # bytes of a .tflite that a fleet carries
@@ -36,10 +38,13 @@ class Initialised:
     model_key: str
 
 
-def initialise(directory: Path, model_file: Path, layers: int | None, labels_file: Path | None) -> Initialised:
+def initialise(
+    directory: Path, model_file: Path, layers: int | None, labels_file: Path | None, table_file: Path | None = None
+) -> Initialised:
     """Make DIR a gateway for this model: keys, signed manifest, version 0 of the head. All or nothing.
 
-    Raises: ConfigError when DIR is initialised already; ModelError, DataError.
+    table_file: the preprocessing; None: [preprocess] of DIR/fl-tiny.toml, if it is there.
+    Raises: ConfigError when DIR is initialised already, or for a table that does not fit; ModelError, DataError.
     """
     if (directory / statedir.DATABASE).exists():
         raise ConfigError(f"{directory} is initialised already", hint="a gateway's directory is never overwritten")
@@ -47,13 +52,14 @@ def initialise(directory: Path, model_file: Path, layers: int | None, labels_fil
     model = read_model(data)
     spec = head_spec(model, layers if layers is not None else default_layers(model))
     labels = _read_labels(labels_file, spec) if labels_file else None
+    table = _read_table(directory, table_file, model)
     if spec.parameters > wire.MAX_CODES:
         raise ModelError(
             f"the last {len(spec.layers)} dense layers have {spec.parameters} parameters, an update carries at most"
             f" {wire.MAX_CODES}",
             hint="train fewer layers: --layers",
         )
-    manifest = _manifest(data, model_file, spec, labels)
+    manifest = _manifest(data, model_file, spec, labels, table)
     statedir.create(directory)
     seeds = {name: os.urandom(signed.SEED_BYTES) for name in (GATEWAY_KEY, MODEL_KEY)}
     for name, seed in seeds.items():
@@ -180,18 +186,28 @@ def device_rows(store: Store) -> list[dict[str, Any]]:
     ]
 
 
-def _manifest(data: bytes, file: Path, spec: HeadSpec, labels: tuple[str, ...] | None) -> wire.Manifest:
+def _manifest(
+    data: bytes, file: Path, spec: HeadSpec, labels: tuple[str, ...] | None, table: Preprocess | None
+) -> wire.Manifest:
     name = "".join(c for c in file.stem if c.isprintable())[:32].encode()[:32].decode("utf-8", "ignore") or "model"
     digest = hashlib.sha256(data).digest()
-    return wire.Manifest(name, 1, 1, digest, len(data), len(spec.layers), spec.tensors, labels)
+    return wire.Manifest(name, 1, 1, digest, len(data), len(spec.layers), spec.tensors, labels, table)
+
+
+def _read_table(directory: Path, file: Path | None, model: Model) -> Preprocess | None:
+    """The fleet's preprocessing with nothing left open, so that every device does the same."""
+    place = directory / statedir.SETTINGS if file is None else file
+    table = config.load_preprocess(file) if file else config.load(place, config.GatewaySettings).preprocess
+    if table is None:
+        return None
+    table, faults = settled(table, model)
+    if faults:
+        raise ConfigError(f"{place}: preprocess: " + "; ".join(faults), hint="docs/config.md lists the keys")
+    return table
 
 
 def _read_labels(path: Path, spec: HeadSpec) -> tuple[str, ...]:
-    try:
-        lines = read_bounded(path, 65_536, DataError).decode().split("\n")
-    except UnicodeDecodeError as cause:
-        raise DataError(f"{path} is not UTF-8 text") from cause
-    labels = tuple(line.strip() for line in lines if line.strip())
+    labels = read_lines(path, 65_536)
     if len(labels) != spec.classes:
         raise DataError(f"{path} has {len(labels)} labels, the model has {spec.classes} classes", hint="one a line")
     size = sum(len(label.encode()) for label in labels)
