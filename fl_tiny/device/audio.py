@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fl_tiny.device.dataset import BATCH, codes_of
 from fl_tiny.errors import DataError
+from fl_tiny.files import open_plain
 from fl_tiny.learn import audio
 from fl_tiny.learn.inputs import Seen
 from fl_tiny.learn.tflite import Tensor
@@ -23,6 +24,7 @@ from fl_tiny.protocol.preprocess import Audio
 
 SUFFIXES = frozenset({".wav", ".wave"})
 MAX_CLIPS = 100_000  # guess: of all files together
+MAX_FILE_BYTES = 4 << 30  # what the format can hold
 MAX_CHANNELS, MAX_RATE = 32, 768_000  # guess: beyond any recorder
 HINT = "give PCM of 8, 16, 24 or 32 bits: sox IN.wav -e signed-integer -b 16 OUT.wav"
 DAMAGED = (wave.Error, EOFError, struct.error, RuntimeError, ValueError, OverflowError, ZeroDivisionError)
@@ -93,12 +95,7 @@ class _Opened:
         self._path = path
 
     def __enter__(self) -> wave.Wave_read:
-        try:
-            if self._path.exists() and not self._path.is_file():  # a pipe may never end
-                raise DataError(f"{self._path} is no file", hint="give the path of a file")
-            self._file = self._path.open("rb")
-        except (OSError, ValueError) as fault:
-            raise DataError(f"{self._path}: {getattr(fault, 'strerror', None) or fault}") from fault
+        self._file = open_plain(self._path, MAX_FILE_BYTES)
         try:
             found = wave.open(self._file, "rb")
             channels, rate = found.getnchannels(), found.getframerate()

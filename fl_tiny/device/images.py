@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from fl_tiny.device.dataset import BATCH, codes_of
 from fl_tiny.errors import DataError, EnvironmentFault
-from fl_tiny.files import read_bounded
+from fl_tiny.files import open_plain
 from fl_tiny.learn.inputs import Seen
 from fl_tiny.learn.tflite import Tensor
 from fl_tiny.protocol.preprocess import Images
@@ -84,9 +83,8 @@ def _pixels(path: Path, how: Images, width: int, height: int) -> NDArray[np.uint
         from PIL import Image, ImageOps  # noqa: PLC0415 - an extra, and 10 MB that other commands do not need
     except ImportError as cause:
         raise EnvironmentFault("pictures need Pillow", hint="pip install 'fl-tiny[data]'") from cause
-    data = read_bounded(path, MAX_FILE_BYTES, DataError)
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+        with open_plain(path, MAX_FILE_BYTES) as file, Image.open(file, formats=FORMATS) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise DataError(f"{path} has {picture.width} x {picture.height} pixels, more than {MAX_PIXELS}")
             upright = ImageOps.exif_transpose(picture) or picture

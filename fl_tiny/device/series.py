@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,10 +16,12 @@ from numpy.typing import NDArray
 
 from fl_tiny.device.dataset import BATCH, codes_of
 from fl_tiny.errors import DataError
+from fl_tiny.files import open_plain
 from fl_tiny.learn.inputs import Seen
 from fl_tiny.learn.tflite import Tensor
 from fl_tiny.protocol.preprocess import Series
 
+MAX_FILE_BYTES = 1 << 30  # guess: read twice, never held
 MAX_LINE = 65_536  # characters
 MAX_SAMPLES = 1_000_000
 DELIMITERS = ",;\t"
@@ -73,9 +76,7 @@ class Table:
 def windows(path: Path, how: Series, source: Tensor, *, labelled: bool) -> Iterator[Window]:
     """The samples of a table, in the order of its rows. Raises: DataError naming the line that is wrong."""
     try:
-        if path.exists() and not path.is_file():
-            raise DataError(f"{path} is no file", hint="give the path of a file")
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with io.TextIOWrapper(open_plain(path, MAX_FILE_BYTES), encoding="utf-8-sig", newline="") as file:
             yield from _windows(path, file, how, math.prod(source.shape[1:]), labelled)
     except (OSError, UnicodeDecodeError, csv.Error) as fault:
         why = getattr(fault, "strerror", None) or fault
