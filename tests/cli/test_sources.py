@@ -9,13 +9,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests import fashion
-from tests.learn.tiny import classifier
+from tests import fashion, sounds
+from tests.learn.tiny import SILABS, classifier
 
 from .test_model import fl_tiny, refused
 
 Image = pytest.importorskip("PIL.Image", reason="SKIPPED: pictures need Pillow, the extra [data]")
 FASHION = Path(__file__).parents[1] / "models/fashion.tflite"
+KEYWORDS = """
+[preprocess]
+kind = "audio"
+clip_ms = 1010  # 50 frames, as the model takes
+features = "mel"
+frame_ms = 30
+hop_ms = 20
+mels = 10
+low_hz = 125
+high_hz = 4000
+floor = 1e-3
+scale = 12  # the model's input holds 0 to 225
+offset = 83
+"""
 NAMES = ("top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
 
 
@@ -117,6 +131,20 @@ def test_one_source_is_needed_and_no_more(tmp_path: Path) -> None:
     fl_tiny("evaluate", FASHION, "--data", "a.npz", "--images", "b", check=2)
     for option in ("--images", "--wav", "--csv", "--data"):
         refused("evaluate", FASHION, option, tmp_path / "none", code=65)
+
+
+def test_a_folder_of_recordings_gives_a_model_that_tells_them_apart(tmp_path: Path) -> None:
+    table = tmp_path / "p.toml"
+    table.write_text(KEYWORDS)
+    train = sounds.write_folder(tmp_path / "train", each=12, seed=0)
+    test = sounds.write_folder(tmp_path / "test", each=8, seed=1)
+    model, out = SILABS / "keyword_spotting.tflite", tmp_path / "out.tflite"
+    fl_tiny("personalise", model, "--wav", train, "--preprocess", table, "--out", out)
+    before, after = (accuracy(each, "--wav", test, "--preprocess", table) for each in (model, out))
+    assert before < 0.1 and after > 0.9
+    table.write_text(KEYWORDS.replace("1010", "1000"))
+    line = refused("evaluate", model, "--wav", test, "--preprocess", table, code=78)
+    assert "clip_ms = 1010 gives 50" in line
 
 
 def test_a_table_of_rows_is_as_good_as_the_array(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 import tracemalloc
 import zlib
 from pathlib import Path
@@ -16,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fl_tiny.device.sources import Source, Wanted, open_samples
-from fl_tiny.errors import ConfigError, DataError
+from fl_tiny.errors import ConfigError, DataError, EnvironmentFault
 from fl_tiny.learn.tflite import Model
 from fl_tiny.protocol.preprocess import Images
 from tests.learn.tiny import taking
@@ -150,6 +151,13 @@ def test_a_damaged_picture_is_read_or_refused(tmp_path: Path, kind: str, data: s
         assert codes(tmp_path).shape == (1, 6, 8, 3)
     except DataError as fault:
         assert "a.png" in fault.what
+
+
+def test_without_pillow_a_command_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture(tmp_path / "a.png", random())
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(EnvironmentFault, match=r"pip install 'fl-tiny\[data\]'"):
+        codes(tmp_path)
 
 
 def test_no_more_than_a_batch_is_in_memory(tmp_path: Path) -> None:
