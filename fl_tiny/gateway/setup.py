@@ -19,9 +19,10 @@ from fl_tiny.gateway.store import Device, Store, Version
 from fl_tiny.learn.head import HeadSpec, default_layers, head_spec, read_parameters
 from fl_tiny.learn.requant import patch, requantise
 from fl_tiny.learn.tflite import Model, read_model
-from fl_tiny.protocol import aggregate, pairing, signed, wire
+from fl_tiny.protocol import aggregate, cbor, pairing, signed, wire
+from fl_tiny.protocol.fields import to_map
 from fl_tiny.protocol.prepare import settled
-from fl_tiny.protocol.preprocess import Preprocess
+from fl_tiny.protocol.preprocess import LIMIT, Preprocess
 from fl_tiny.protocol.update import HeadBody, decode_head, encode_head
 
 MODEL_LIMIT = 64 << 20  # bytes of a .tflite that a fleet carries
@@ -201,6 +202,9 @@ def _read_table(directory: Path, file: Path | None, model: Model) -> Preprocess 
     if table is None:
         return None
     table, faults = settled(table, model)
+    size = len(cbor.encode(to_map(table)))
+    if size > LIMIT:
+        faults.append(f"it takes {size} B, at most {LIMIT} fit the manifest")
     if faults:
         raise ConfigError(f"{place}: preprocess: " + "; ".join(faults), hint="docs/config.md lists the keys")
     return table

@@ -8,9 +8,7 @@ from math import prod
 
 from fl_tiny.learn.inputs import as_text, input_range, usual
 from fl_tiny.learn.tflite import Model
-from fl_tiny.protocol import cbor
-from fl_tiny.protocol.fields import to_map
-from fl_tiny.protocol.preprocess import LIMIT, Audio, Images, Preprocess, Series
+from fl_tiny.protocol.preprocess import Audio, Images, Preprocess, Series
 
 CHANNELS = {"rgb": 3, "bgr": 3, "grey": 1}
 
@@ -18,13 +16,8 @@ CHANNELS = {"rgb": 3, "bgr": 3, "grey": 1}
 def settled(table: Preprocess, model: Model) -> tuple[Preprocess, list[str]]:
     """``table`` with every gap filled that the input of ``model`` can fill, and all faults; without faults it runs."""
     if isinstance(table, Images):
-        made, faults = _images(table, model)
-    elif isinstance(table, Audio):
-        made, faults = _audio(table, model)
-    else:
-        made, faults = _series(table, model)
-    size = len(cbor.encode(to_map(made)))
-    return made, faults if size <= LIMIT else [*faults, f"it takes {size} B, at most {LIMIT} fit the manifest"]
+        return _images(table, model)
+    return _audio(table, model) if isinstance(table, Audio) else _series(table, model)
 
 
 def clip_samples(table: Audio) -> int:

@@ -71,6 +71,7 @@ def test_a_table_that_does_not_fit_makes_no_gateway(tmp_path: Path) -> None:
         ('kind = "image"\ncolour = "rgb"', "colour"),
         ('kind = "audio"', "a clip gives [16000] samples"),
         ('kind = "image"\nrezise = "crop"', "did you mean"),
+        (f'kind = "series"\ncolumns = {[f"{i:046}" for i in range(28)]}'.replace("'", '"'), "at most 1024 fit"),
     ):
         table.write_text(text)
         line = cli("gateway", "init", tmp_path / "gw", "--model", FASHION, "--preprocess", table, code=78)
