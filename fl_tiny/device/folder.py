@@ -78,6 +78,8 @@ def class_numbers(found: Iterable[str], names: Sequence[str] | None, classes: in
     """
     labels = sorted(set(found))
     if names is not None:
+        if len(names) != classes:
+            raise DataError(f"{len(names)} names of labels for {classes} classes", hint="give one name a class")
         known = {name: number for number, name in enumerate(names)}
         for label in labels:
             if label not in known:

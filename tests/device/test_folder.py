@@ -28,6 +28,7 @@ def test_labels_are_classes_by_name_by_number_or_by_the_alphabet() -> None:
     [
         (["cow"], ["ant", "bee", "cat"], "cow is no class of the model .*ant, bee, cat"),
         (["1"], ["ant", "bee", "cat"], "1 is no class"),
+        (["ant"], ["ant", "bee", "cat", "dog"], "4 names of labels for 3 classes"),
         (["3"], None, "class 3; the model has classes 0 to 2"),
         (["99999999999999999999"], None, "classes 0 to 2"),
         (["a", "b"], None, "2 labels .a, b. for 3 classes .*--labels"),
