@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from fl_tiny.errors import ConfigError
+from fl_tiny.errors import ConfigError, MalformedMessage
+from fl_tiny.protocol.fields import fields_of
+from fl_tiny.protocol.preprocess import KINDS, Preprocess
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -49,6 +51,7 @@ class GatewaySettings:
     code_minutes: float = 10.0
     advertise: str | None = None
     handshakes_per_s: int = 50
+    preprocess: Preprocess | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +96,36 @@ def load(path: Path, cls: type[S]) -> S:
     """The settings of ``path``, defaults where it does not exist. Raises: ConfigError that lists every fault."""
     if not path.exists():
         return cls()
-    try:
-        raw = path.read_bytes()
-        if len(raw) > SIZE_LIMIT:
-            raise ConfigError(f"{path}: {len(raw)} B, at most {SIZE_LIMIT}")
-        table = tomllib.loads(raw.decode())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as cause:
-        raise ConfigError(f"{path}: {cause}") from cause
-    return check(table, cls, str(path))
+    return check(_table(path), cls, str(path))
+
+
+def load_preprocess(path: Path) -> Preprocess:
+    """The preprocessing table in ``path``, below [preprocess] or the whole file. Raises: ConfigError, all faults."""
+    table = _table(path)
+    made, faults = preprocess_of(table.get("preprocess", table))
+    if made is None or faults:
+        raise ConfigError(f"{path}: " + "; ".join(faults), hint="docs/config.md lists the keys")
+    return made
+
+
+def preprocess_of(table: Any) -> tuple[Preprocess | None, list[str]]:
+    """A table of settings as preprocessing, and its faults, each with its key."""
+    kind = table.get("kind") if isinstance(table, dict) else None
+    if not isinstance(kind, str) or kind not in KINDS:
+        return None, [f"preprocess.kind is none of {', '.join(KINDS)}"]
+    rules = {field.name: field for field in fields_of(cast(Hashable, KINDS[kind]))}
+    hints = get_type_hints(KINDS[kind])
+    faults: list[str] = []
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in rules:
+            faults.append(_unknown(f"preprocess.{key}", [f"preprocess.{name}" for name in rules]))
+            continue
+        try:
+            values[key] = rules[key].key.read(_as_floats(value, hints[key]), f"preprocess.{key}")
+        except MalformedMessage as fault:
+            faults.append(fault.what)
+    return (None if faults else KINDS[kind](**values)), faults
 
 
 def check(table: dict[str, Any], cls: type[S], where: str) -> S:
@@ -110,10 +135,11 @@ def check(table: dict[str, Any], cls: type[S], where: str) -> S:
     values: dict[str, Any] = {}
     for key, value in table.items():
         if key not in hints:
-            import difflib  # noqa: PLC0415 - 0.3 MiB that an idle device does not need
-
-            near = difflib.get_close_matches(key, hints, 1, 0.5)
-            faults.append(f"unknown key {key}" + (f", did you mean {near[0]}?" if near else ""))
+            faults.append(_unknown(key, list(hints)))
+            continue
+        if key == "preprocess":
+            values[key], more = preprocess_of(value)
+            faults += more
             continue
         fault = _fault(key, value, hints[key])
         if fault:
@@ -139,6 +165,33 @@ def address(text: str, default_port: int) -> tuple[str, int]:
     if not host or (port and not (port.isdecimal() and int(port) <= 65_535)):
         raise ConfigError(f"{text!r} is not an address", hint="write HOST:PORT or [IPv6]:PORT")
     return host, int(port) if port else default_port
+
+
+def _table(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(SIZE_LIMIT + 1)
+        if len(raw) > SIZE_LIMIT:
+            raise ConfigError(f"{path}: more than {SIZE_LIMIT} B")
+        table: dict[str, Any] = tomllib.loads(raw.decode())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as cause:
+        raise ConfigError(f"{path}: {cause}") from cause
+    return table
+
+
+def _unknown(key: str, known: list[str]) -> str:
+    import difflib  # noqa: PLC0415 - 0.3 MiB that an idle device does not need
+
+    near = difflib.get_close_matches(key, known, 1, 0.5)
+    return f"unknown key {key}" + (f", did you mean {near[0]}?" if near else "")
+
+
+def _as_floats(value: Any, hint: Any) -> Any:
+    """``value`` with integers as floats where the wire has floats: TOML may write [0, 1] for [0.0, 1.0]."""
+    if isinstance(value, list):
+        return [_as_floats(each, hint) for each in value]
+    integer = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 53
+    return float(value) if integer and "float" in str(hint) else value
 
 
 def _kinds(hint: Any) -> tuple[type, ...]:

@@ -5,8 +5,23 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import IO
 
 from fl_tiny.errors import DataError, EnvironmentFault, ModelError
+
+
+def open_plain(path: Path, limit: int) -> IO[bytes]:
+    """``path`` open for reading. Raises: DataError when it is missing, no plain file, or longer than ``limit``."""
+    try:
+        if path.exists() and not path.is_file():  # a pipe or a device may never end
+            raise DataError(f"{path} is no file", hint="give the path of a file")
+        file = path.open("rb")
+    except (OSError, ValueError) as refused:  # ValueError: a zero byte in the path
+        raise DataError(f"{path}: {getattr(refused, 'strerror', None) or refused}", "is the path right?") from refused
+    if os.fstat(file.fileno()).st_size > limit:
+        file.close()
+        raise DataError(f"{path} is longer than {limit} bytes", hint="give a smaller file")
+    return file
 
 
 def read_bounded(path: Path, limit: int, fault: type[ModelError] | type[DataError] = ModelError) -> bytes:

@@ -19,7 +19,10 @@ TENSOR_AXIS_LABELS = 2  # metadata_schema.fbs, AssociatedFileType
 
 
 def read_labels(path: Path, outputs: int) -> tuple[str, ...]:
-    """The labels in a text file, one a line. Raises: DataError unless there are as many as ``outputs``."""
+    """The labels in a text file, one a line, empty ones left out.
+
+    Raises: DataError unless there are as many as ``outputs``.
+    """
     labels = _lines(read_bounded(path, TEXT_LIMIT, DataError), str(path))
     if len(labels) != outputs:
         raise DataError(f"{path} has {len(labels)} labels, the model has {outputs} outputs", hint="one a line")

@@ -17,13 +17,22 @@ from fl_tiny import config
 from fl_tiny.cli.main import build_parser
 from fl_tiny.errors import FlTinyError
 from fl_tiny.protocol import wire
+from fl_tiny.protocol.preprocess import KINDS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / "tests").rglob("*.md")])
 MODULES = sorted(p for p in (ROOT / "fl_tiny").rglob("*.py") if p.name != "__init__.py")
 LONGEST_PAGE = 400  # as a module
-TYPES = {"text": str, "integer": int, "number": float, "boolean": bool}
+TYPES = {
+    "text": "str",
+    "integer": "int",
+    "number": "float",
+    "boolean": "bool",
+    "table": "Preprocess",
+    "texts": "tuple[str, ...]",
+    "numbers": "tuple[float, ...]",
+}
 
 
 def text(name: str) -> str:
@@ -76,11 +85,23 @@ def test_every_setting_stands_on_its_page_with_type_and_default(title: str, cls:
         _, kind, default, _, rule, meaning = found[field.name]
         shown = None if default == "none" else json.loads(default.strip("`"))
         assert shown == field.default and type(shown) is type(field.default), f"{field.name}: {default}"
-        assert TYPES[kind].__name__ in str(field.type), f"{field.name}: {kind}"
+        assert TYPES[kind] in str(field.type), f"{field.name}: {kind}"
         assert meaning
         if field.name in config.RULES:
             limits = re.findall(r"\d+", config.RULES[field.name][0])
             assert re.findall(r"\d+", rule) == limits, f"{field.name}: {rule}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_key_of_preprocessing_stands_on_the_page_with_type_and_default(kind: str) -> None:
+    page = re.search(rf"^### Preprocess {kind}\n(.*?)(?=^#|\Z)", text("docs/config.md"), re.MULTILINE | re.DOTALL)
+    assert page
+    found = {cells[0].strip("`"): cells for cells in rows(page[1])}
+    assert list(found) == [field.name for field in fields(KINDS[kind])]
+    for field in fields(KINDS[kind]):
+        _, type_name, default, *_ = found[field.name]
+        assert (None if default == "none" else json.loads(default.strip("`"))) == field.default, field.name
+        assert f"[{TYPES[type_name]}" in str(field.type), f"{field.name}: {type_name}"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT / "fl_tiny")))

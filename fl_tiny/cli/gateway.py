@@ -29,6 +29,7 @@ def add(parent: Any) -> None:
         "--bias-only", action="store_true", help="train the layers' biases alone: a tenth of the bytes or less"
     )
     p.add_argument("--labels", type=Path, metavar="L.txt", help="names of the classes, one a line")
+    p.add_argument("--preprocess", type=Path, metavar="P.toml", help="how files become inputs (default: DIR's table)")
     p = command(sub, "run", run, "fl-tiny gateway run gw --web 127.0.0.1:8080 --clients 10 --interval 600")
     p.add_argument("dir", type=Path)
     p.add_argument("--bind", metavar="HOST:PORT", help="where to listen (default: [::]:5684, both IPv6 and IPv4)")
@@ -68,7 +69,7 @@ def init(args: argparse.Namespace) -> None:
     from fl_tiny.gateway import setup
     from fl_tiny.learn.loss import Task
 
-    wanted = setup.Wanted(args.layers, Task(args.task) if args.task else None, args.bias_only)
+    wanted = setup.Wanted(args.layers, Task(args.task) if args.task else None, args.bias_only, args.preprocess)
     made = setup.initialise(args.dir, args.model, args.labels, wanted)
     text = (
         f"{args.dir} is a gateway for {made.model}, training its last {made.layers} layers\n"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fl_tiny.cli import rehead
 from fl_tiny.cli.common import command, group, positive, progress, runtime_option, show
+from fl_tiny.cli.sources import add_sources, opened, own_names, own_table, warn
 
 if TYPE_CHECKING:
     from fl_tiny.learn.head import Candidate
@@ -26,12 +27,12 @@ def add(groups: Any) -> None:
     parser.add_argument("file", metavar="FILE", type=Path, help="a .tflite file")
     parser = command(commands, "evaluate", evaluate, "fl-tiny model evaluate model.tflite --data test.npz")
     parser.add_argument("file", metavar="FILE", type=Path, help="a .tflite file that tells classes apart")
-    parser.add_argument("--data", metavar="D.npz", type=Path, required=True, help="samples x and labels y")
+    add_sources(parser, own_table=True)
     runtime_option(parser)
     example = "fl-tiny model personalise model.tflite --data mine.npz --out better.tflite"
     parser = command(commands, "personalise", personalise, example)
     parser.add_argument("file", metavar="FILE", type=Path, help="an int8 .tflite file; it is not changed")
-    parser.add_argument("--data", metavar="TRAIN.npz", type=Path, required=True, help="samples x and labels y")
+    add_sources(parser, own_table=True)
     parser.add_argument("--out", metavar="OUT.tflite", type=Path, required=True, help="where the result is written")
     parser.add_argument(
         "--layers",
@@ -59,14 +60,17 @@ def inspect(args: argparse.Namespace) -> None:
     heads = candidates(model)
     graph, able = model.main, runtimes_for(model)
     result = {
-        "input": _tensor(model.input),
+        "input": _input(model),
         "outputs": [_tensor(graph.tensors[index]) for index in graph.outputs],
         "operators": [operator.name for operator in graph.operators],
         "heads": [_head(head) for head in heads],
         "runtime": runtime_name(),
         "runtimes": able,
     }
-    lines = [_line("input", model.input), *(_line("output", graph.tensors[index]) for index in graph.outputs)]
+    lines = [
+        _line("input", model.input) + _holds(model),
+        *(_line("output", graph.tensors[index]) for index in graph.outputs),
+    ]
     lines.append(f"operators {' '.join(operator.name for operator in graph.operators)}")
     lines += [_head_line(head) for head in heads]
     lines.append(f"runtime   {result['runtime']}")
@@ -76,15 +80,16 @@ def inspect(args: argparse.Namespace) -> None:
 
 def evaluate(args: argparse.Namespace) -> None:
     """Print the share of samples whose label the model finds; of a model that gives values, R squared."""
-    from fl_tiny.device.dataset import open_dataset
-    from fl_tiny.device.evaluation import accuracy, wanted_of
+    from fl_tiny.device.evaluation import accuracy, expected_of
     from fl_tiny.device.isolated import isolated_backbone
+    from fl_tiny.device.sources import Wanted
     from fl_tiny.learn.loss import Task
 
     model = _read(args.file)
-    data = open_dataset(args.data, model.input, wanted=wanted_of(model))
+    data = opened(args, Wanted(model, expected_of(model), own_names(args, model), own_table(args)))
     with isolated_backbone(model.data, runtime=args.runtime) as backbone:
         share, task = accuracy(model, backbone, data)
+        warn(data)
         result = {"accuracy": share, "samples": data.samples, "runtime": backbone.name}
     what = "accuracy"
     if task is Task.VALUES:
@@ -97,9 +102,9 @@ def personalise(args: argparse.Namespace) -> None:
     """Train the last layers on samples and write the model, changed only if that makes it better."""
     import numpy as np
 
-    from fl_tiny.device.dataset import open_dataset
-    from fl_tiny.device.evaluation import features_of, task_of, wanted_of
+    from fl_tiny.device.evaluation import expected_of, features_of, task_of
     from fl_tiny.device.isolated import isolated_backbone
+    from fl_tiny.device.sources import Wanted
     from fl_tiny.files import check_writable, write_atomic
     from fl_tiny.learn import judge
     from fl_tiny.learn.head import default_layers, head_spec
@@ -111,19 +116,20 @@ def personalise(args: argparse.Namespace) -> None:
     model = _read(args.file)
     layers = args.layers or default_layers(model)
     check_writable(args.out)
-    samples = open_dataset(args.data, model.input, wanted=wanted_of(model))
-    spec = head_spec(model, layers, task=task_of(model, samples.labels), biases_only=args.bias_only)
-    opened = partial(isolated_backbone, runtime=args.runtime)
-    features, labels = features_of(model, spec, samples, opened)
+    data = opened(args, Wanted(model, expected_of(model), own_names(args, model), own_table(args)))
+    spec = head_spec(model, layers, task=task_of(model, data.labels), biases_only=args.bias_only)
+    run_by = partial(isolated_backbone, runtime=args.runtime)
+    features, labels = features_of(model, spec, data, run_by)
+    warn(data)
     progress(f"{len(labels)} samples of {spec.feature_size} features; training {spec.parameters} parameters")
     settings = with_epochs(Settings(), args.epochs)
     outcome = judge.personalise(spec, features, labels, settings, np.random.default_rng(args.seed))
-    data = model.data
+    made = model.data
     if outcome.head is not None:
-        data = patch(model.data, spec, outcome.head)
-        with opened(data):  # it opens and runs, or this raises and nothing is written
+        made = patch(model.data, spec, outcome.head)
+        with run_by(made):  # it opens and runs, or this raises and nothing is written
             pass
-    write_atomic(args.out, data)
+    write_atomic(args.out, made)
     before, after = outcome.before, outcome.after
     progress(f"held-out loss {before.loss:.4f} before, {after.loss:.4f} after, on {after.samples} samples")
     result: dict[str, Any] = {
@@ -158,6 +164,26 @@ def _tensor(tensor: Tensor) -> dict[str, Any]:
         "scale": scale.scale[0] if scale and single else None,
         "zero_point": scale.zero_point[0] if scale and single else None,
     }
+
+
+def _input(model: Model) -> dict[str, Any]:
+    """An input as a tensor, the range of real numbers it can hold, and the customary range that this means."""
+    from fl_tiny.learn.inputs import input_range, usual
+
+    held = input_range(model)
+    meant = usual(held)
+    return {
+        **_tensor(model.input),
+        "range": None if held is None else list(held),
+        "usual_range": None if meant is None else list(meant),
+    }
+
+
+def _holds(model: Model) -> str:
+    from fl_tiny.learn.inputs import as_text, input_range
+
+    held = input_range(model)
+    return "" if held is None else f" holds {as_text(held)}"
 
 
 def _head(head: Candidate) -> dict[str, Any]:

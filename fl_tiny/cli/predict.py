@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from fl_tiny.cli.common import command, runtime_option, show
+from fl_tiny.cli.sources import add_sources, opened, warn
 
 
 def add(parent: Any) -> None:
     """Declare the command."""
     p = command(parent, "predict", predict, "fl-tiny predict dev --data D.npz --json")
     p.add_argument("dir", type=Path)
-    p.add_argument("--data", type=Path, required=True, metavar="D.npz", help="array x")
+    add_sources(p, labels=False)
     runtime_option(p)
 
 
@@ -22,17 +23,21 @@ def predict(args: argparse.Namespace) -> None:
     """Say of each sample what the board's current model says: its class, its labels, or its values."""
     from fl_tiny import statedir
     from fl_tiny.device.api import Device
-    from fl_tiny.device.dataset import open_dataset
+    from fl_tiny.device.sources import Wanted
     from fl_tiny.learn.loss import Task
 
     if args.dir.exists():
         statedir.act_as_owner(args.dir)
     device = Device.open(args.dir, runtime=args.runtime)
-    data = open_dataset(args.data, device.model.input, wanted=None)
+    data = opened(args, Wanted(device.model, None, None, device.preprocess))
     found = [_plain(each) for batch in data.batches() for each in device.predict(batch)]
-    names = device.labels
-    key = "values" if device.spec.task is Task.VALUES else "labels"
-    show(args, {key: found}, "\n".join(_words(each, names) for each in found))
+    warn(data)
+    lines = [_words(each, device.labels) for each in found]
+    result = {"values" if device.spec.task is Task.VALUES else "labels": found}
+    if data.names is not None:
+        result["files"] = list(data.names)
+        lines = [f"{line}\t{file}" for line, file in zip(lines, data.names, strict=True)]
+    show(args, result, "\n".join(lines))
 
 
 def _plain(each: Any) -> Any:

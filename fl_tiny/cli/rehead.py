@@ -68,13 +68,13 @@ def rehead(args: argparse.Namespace) -> None:
 
 def _imprinted(model: Model, path: Path, layers: int) -> bytes:
     from fl_tiny.device.dataset import open_dataset
-    from fl_tiny.device.evaluation import features_of, wanted_of
+    from fl_tiny.device.evaluation import expected_of, features_of
     from fl_tiny.device.isolated import isolated_backbone
     from fl_tiny.lab.rehead import imprinted
     from fl_tiny.learn.head import head_spec
     from fl_tiny.learn.loss import Task
 
     spec = head_spec(model, layers, task=Task.CLASSES)
-    data = open_dataset(path, model.input, wanted=wanted_of(model))
+    data = open_dataset(path, model.input, expected=expected_of(model))
     features, labels = features_of(model, spec, data, isolated_backbone)
     return imprinted(model, spec, features, labels)

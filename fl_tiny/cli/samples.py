@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fl_tiny.cli.common import command, group, runtime_option, show, steady
+from fl_tiny.cli.sources import add_sources, opened, warn
 
 
 def add(parent: Any) -> None:
@@ -15,7 +16,7 @@ def add(parent: Any) -> None:
     sub = group(parent, "samples", "add, count and forget what this board learns from")
     p = command(sub, "add", add_samples, "fl-tiny samples add dev --data D.npz")
     p.add_argument("dir", type=Path)
-    p.add_argument("--data", type=Path, required=True, metavar="D.npz", help="arrays x and y")
+    add_sources(p)
     runtime_option(p)
     command(sub, "stats", stats, "fl-tiny samples stats dev --json").add_argument("dir", type=Path)
     p = command(sub, "forget", forget, "fl-tiny samples forget dev --label 3")
@@ -29,16 +30,17 @@ def add_samples(args: argparse.Namespace) -> None:
     """Turn labelled inputs into features and store those; the inputs themselves are not kept."""
     import numpy as np
 
-    from fl_tiny.device.dataset import open_dataset
-    from fl_tiny.device.evaluation import real_values, wanted_of
+    from fl_tiny.device.evaluation import expected_of, real_values
+    from fl_tiny.device.sources import Wanted
 
     device = _device(args.dir, args.runtime)
-    data = open_dataset(args.data, device.model.input, wanted=wanted_of(device.model))
+    data = opened(args, Wanted(device.model, expected_of(device.model), device.labels, device.preprocess))
     features, own = [], []
     for batch in steady(data.batches(), "features", data.samples):
         features.append(device.features(batch))
         if data.labels is None:  # an autoencoder's samples are their own targets
             own.append(real_values(device.model.input, batch).reshape(len(batch), -1))
+    warn(data)
     labels = np.concatenate(own) if data.labels is None else data.labels
     added = device.learn_features(np.concatenate(features), labels, runtime=device.runtime)
     total = _store(args.dir).sample_count()[0]

@@ -42,6 +42,7 @@ class Device:
         self._model: Model = read_model((directory / statedir.MODEL / BASE).read_bytes())
         manifest = wire.decode(wire.Manifest, signed.payload_of(store.get("manifest")))
         self.labels = manifest.labels
+        self.preprocess = manifest.preprocess
         self.spec: HeadSpec = spec_of(self._model, manifest)
         self._features: Backbone | None = None
         self._current: tuple[bytes, Backbone] | None = None

@@ -7,7 +7,7 @@ import math
 import zipfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,6 +16,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from fl_tiny.errors import DataError
+from fl_tiny.learn.inputs import Seen
 from fl_tiny.learn.loss import Targets
 from fl_tiny.learn.quant import Affine
 from fl_tiny.learn.tflite import Tensor
@@ -42,6 +43,12 @@ class Dataset:
     source: Tensor
     dtype: np.dtype[Any]
     fortran: bool = False
+    seen: Seen = field(default_factory=lambda: Seen(None))
+
+    @property
+    def names(self) -> None:
+        """The file of each sample: there is none."""
+        return None
 
     def batches(self) -> Iterator[NDArray[Any]]:
         """Samples as codes of the model's input, (n, *shape without batch), at most ``BATCH`` at a time.
@@ -63,14 +70,22 @@ class Dataset:
                         part = np.frombuffer(_exactly(member, count * row), self.dtype).reshape(count, *shape)
                     else:
                         part = np.ascontiguousarray(whole[start : start + count])
+                    self._look(part)
                     yield _codes(part, self.source, start)
                 member.read(1)  # reaching the end is what compares the checksum
         except DAMAGED as fault:
             raise _damaged(self.path, fault) from fault
 
+    def _look(self, part: NDArray[Any]) -> None:
+        if part.dtype.kind == "f":
+            self.seen.add(part)
+        elif (scale := self.source.quantisation) is not None and len(scale.scale) == 1:
+            ends = np.array([part.min(), part.max()])  # codes are within the range; only their span can be wrong
+            self.seen.add(Affine(scale.scale[0], scale.zero_point[0]).to_real(ends))
+
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class Expected:
     """Which y fits: classes below ``classes``; or, where ``outputs`` is given, that many numbers a sample.
 
     optional: an archive without y fits too.
@@ -81,19 +96,19 @@ class Wanted:
     optional: bool = False
 
 
-def open_dataset(path: Path, source: Tensor, *, wanted: Wanted | None) -> Dataset:
-    """The samples in ``path`` for a model's input ``source``, with the labels ``wanted``, or without for None.
+def open_dataset(path: Path, source: Tensor, *, expected: Expected | None, seen: Seen | None = None) -> Dataset:
+    """The samples in ``path`` for a model's input ``source``, with the labels ``expected``, or without for None.
 
     x: (n, *input shape without batch): floats are real units, the input's own integers are its codes.   y: (n,)
-    integers, or (n, outputs) numbers.   Raises: DataError naming what is missing, of another shape or type, or out of
-    range.
+    integers, or (n, outputs) numbers.   seen: is told the numbers that go by.
+    Raises: DataError naming what is missing, of another shape or type, or out of range.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             _bound(archive, path)
             with archive.open("x.npy") as member:
                 shape, fortran, dtype = _header(member, "x")
-            labels = None if wanted is None else _labels(archive, path, wanted)
+            labels = None if expected is None else _labels(archive, path, expected)
             size = archive.getinfo("x.npy").file_size
     except OSError as fault:
         raise DataError(f"{path}: {fault.strerror or fault}", hint=HINT) from fault
@@ -119,7 +134,7 @@ def open_dataset(path: Path, source: Tensor, *, wanted: Wanted | None) -> Datase
         )
     if labels is not None and len(labels) != shape[0]:
         raise DataError(f"{path}: x has {shape[0]} samples and y {len(labels)} labels")
-    return Dataset(path, shape[0], labels, source, dtype, fortran)
+    return Dataset(path, shape[0], labels, source, dtype, fortran, seen or Seen(None))
 
 
 def _bound(archive: zipfile.ZipFile, path: Path) -> None:
@@ -146,7 +161,7 @@ def _header(member: IO[bytes], name: str) -> tuple[tuple[int, ...], bool, np.dty
     return tuple(shape), bool(fortran) and len(shape) > 1, dtype
 
 
-def _labels(archive: zipfile.ZipFile, path: Path, wanted: Wanted) -> Targets | None:
+def _labels(archive: zipfile.ZipFile, path: Path, wanted: Expected) -> Targets | None:
     if "y.npy" not in archive.namelist():
         if wanted.optional:
             return None
@@ -169,7 +184,7 @@ def _labels(archive: zipfile.ZipFile, path: Path, wanted: Wanted) -> Targets | N
     return labels.astype(np.int64)
 
 
-def _vectors(labels: NDArray[Any], path: Path, wanted: Wanted) -> NDArray[np.float32]:
+def _vectors(labels: NDArray[Any], path: Path, wanted: Expected) -> NDArray[np.float32]:
     labels = labels.reshape(len(labels), -1)
     if labels.shape[1] != wanted.outputs:
         raise DataError(f"{path}: y has {labels.shape[1]} numbers a sample; the model has {wanted.outputs} outputs")
@@ -186,12 +201,17 @@ def _codes(part: NDArray[Any], source: Tensor, start: int) -> NDArray[Any]:
     if not finite.all():
         row = start + int(np.argwhere(~finite)[0][0])
         raise DataError(f"x[{row}] holds a number that is not finite")
+    return codes_of(part, source, "x")
+
+
+def codes_of(real: NDArray[np.floating[Any]], source: Tensor, what: str) -> NDArray[Any]:
+    """Finite real numbers of any shape as codes of a model's input. Raises: DataError for an input without a scale."""
     if source.dtype == "float32":
-        return part.astype(np.float32)
+        return real.astype(np.float32)
     scale = source.quantisation
-    if scale is None or scale.scale[0] <= 0:
-        raise DataError(f"the model's input is {source.dtype} without a scale", hint=f"give {source.dtype} codes")
-    return Affine(scale.scale[0], scale.zero_point[0]).to_codes(part, source.dtype)
+    if scale is None or scale.scale[0] <= 0 or source.dtype not in ("int8", "uint8", "int16"):
+        raise DataError(f"{what}: the model's input is {source.dtype} without a scale", hint="give its own codes")
+    return Affine(scale.scale[0], scale.zero_point[0]).to_codes(real, source.dtype)
 
 
 def _exactly(member: IO[bytes], size: int) -> bytes:

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_tiny.device.backbone import Backbone
-from fl_tiny.device.dataset import Dataset, Wanted
+from fl_tiny.device.dataset import Expected
+from fl_tiny.device.sources import Samples
 from fl_tiny.errors import DataError, ModelError
 from fl_tiny.learn.head import HeadSpec
 from fl_tiny.learn.loss import Targets, Task, right_share
@@ -23,7 +24,7 @@ from fl_tiny.learn.trail import Tail, follow
 MAX_FEATURE_BYTES = 256 << 20  # guess: what a board of 512 MB can hold beside the rest
 
 
-def wanted_of(model: Model) -> Wanted:
+def expected_of(model: Model) -> Expected:
     """The labels that fit a model's outputs: classes, or a number for each output; none for an autoencoder.
 
     Raises: ModelError when the output is no vector of numbers.
@@ -33,7 +34,7 @@ def wanted_of(model: Model) -> Wanted:
     if len(output.shape) < 1 or values < 1 or output.dtype not in ("int8", "uint8", "float32"):
         raise ModelError(f"the output is {output.dtype} {list(output.shape)}: it tells no classes apart")
     own = values == math.prod(model.input.shape[1:]) and follow(model).tail is not Tail.SOFTMAX
-    return Wanted(max(2, values), values, optional=own)
+    return Expected(max(2, values), values, optional=own)
 
 
 def task_of(model: Model, labels: Targets | None) -> Task:
@@ -46,14 +47,14 @@ def task_of(model: Model, labels: Targets | None) -> Task:
 
 
 def features_of(
-    model: Model, spec: HeadSpec, data: Dataset, opened: Callable[[bytes], AbstractContextManager[Backbone]]
+    model: Model, spec: HeadSpec, data: Samples, opened: Callable[[bytes], AbstractContextManager[Backbone]]
 ) -> tuple[NDArray[np.int8], Targets]:
     """(n, features) int8 codes of the feature tensor, and the targets that ``spec`` is taught for each sample.
 
     Raises: DataError for samples that do not fit, ModelError for a backbone that does not run.
     """
     if data.samples * spec.feature_size > MAX_FEATURE_BYTES:
-        raise DataError(f"{data.path}: {data.samples} samples are too many", hint="train on a part of them")
+        raise DataError(f"{data.samples} samples are too many", hint="train on a part of them")
     features = np.empty((data.samples, spec.feature_size), np.int8)
     own = []
     done = 0
@@ -71,7 +72,7 @@ def as_targets(task: Task, labels: Targets) -> Targets:
     return labels.reshape(len(labels), -1).astype(np.float32) if task is not Task.CLASSES else labels
 
 
-def accuracy(model: Model, backbone: Backbone, data: Dataset) -> tuple[float, Task]:
+def accuracy(model: Model, backbone: Backbone, data: Samples) -> tuple[float, Task]:
     """How good the whole model is on ``data``, as ``loss.right_share`` says it, and what it was asked."""
     task = task_of(model, data.labels)
     outputs, own = [], []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the agent asks of its training child and what the child answers: messages by the rules of protocol/wire.py."""
+"""What the agent asks of its training child and what the child answers: messages by the rules of protocol/fields.py."""
 
 from __future__ import annotations
 

@@ -21,9 +21,12 @@ from fl_tiny.labels import labels_of, read_labels
 from fl_tiny.learn.head import HeadSpec, default_layers, head_spec, read_parameters, trained_part, whole
 from fl_tiny.learn.loss import Task
 from fl_tiny.learn.requant import patch, requantise
-from fl_tiny.learn.tflite import read_model
-from fl_tiny.protocol import pairing, signed, wire
+from fl_tiny.learn.tflite import Model, read_model
+from fl_tiny.protocol import cbor, pairing, signed, wire
+from fl_tiny.protocol.fields import to_map
 from fl_tiny.protocol.manifest import manifest_of, spec_of
+from fl_tiny.protocol.prepare import settled
+from fl_tiny.protocol.preprocess import LIMIT, Preprocess
 from fl_tiny.protocol.update import HeadBody, decode_head
 
 MODEL_LIMIT = 64 << 20  # bytes of a .tflite that a fleet carries
@@ -42,17 +45,21 @@ class Initialised:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What of a model a fleet is to train. layers, task: None takes what suits the model."""
+    """What of a model a fleet is to train, and on what. layers, task: None takes what suits the model.
+
+    table_file: the preprocessing; None: [preprocess] of DIR/fl-tiny.toml, if it is there.
+    """
 
     layers: int | None = None
     task: Task | None = None
     biases_only: bool = False
+    table_file: Path | None = None
 
 
 def initialise(directory: Path, model_file: Path, labels_file: Path | None, wanted: Wanted) -> Initialised:
     """Make DIR a gateway for this model: keys, signed manifest, version 0 of the head. All or nothing.
 
-    Raises: ConfigError when DIR is initialised already; ModelError, DataError.
+    Raises: ConfigError when DIR is initialised already, or for a table that does not fit; ModelError, DataError.
     """
     if (directory / statedir.DATABASE).exists():
         raise ConfigError(f"{directory} is initialised already", hint="a gateway's directory is never overwritten")
@@ -61,13 +68,14 @@ def initialise(directory: Path, model_file: Path, labels_file: Path | None, want
     layers = wanted.layers if wanted.layers is not None else default_layers(model)
     spec = head_spec(model, layers, task=wanted.task, biases_only=wanted.biases_only)
     labels = _labels(labels_file, data, spec)
+    table = _read_table(directory, wanted.table_file, model)
     if spec.parameters > wire.MAX_CODES:
         raise ModelError(
             f"the last {len(spec.layers)} layers have {spec.parameters} parameters, an update carries at most"
             f" {wire.MAX_CODES}",
             hint="train fewer layers: --layers",
         )
-    manifest = manifest_of(_name(model_file), data, spec, labels)
+    manifest = manifest_of(_name(model_file), data, spec, labels, table)
     statedir.create(directory)
     seeds = {name: os.urandom(signed.SEED_BYTES) for name in (GATEWAY_KEY, MODEL_KEY)}
     for name, seed in seeds.items():
@@ -198,6 +206,21 @@ def device_rows(store: Store) -> list[dict[str, Any]]:
 def _name(file: Path) -> str:
     """A model's name as a manifest can carry it."""
     return "".join(c for c in file.stem if c.isprintable())[:32].encode()[:32].decode("utf-8", "ignore") or "model"
+
+
+def _read_table(directory: Path, file: Path | None, model: Model) -> Preprocess | None:
+    """The fleet's preprocessing with nothing left open, so that every device does the same."""
+    place = directory / statedir.SETTINGS if file is None else file
+    table = config.load_preprocess(file) if file else config.load(place, config.GatewaySettings).preprocess
+    if table is None:
+        return None
+    table, faults = settled(table, model)
+    size = len(cbor.encode(to_map(table)))
+    if size > LIMIT:
+        faults.append(f"it takes {size} B, at most {LIMIT} fit the manifest")
+    if faults:
+        raise ConfigError(f"{place}: preprocess: " + "; ".join(faults), hint="docs/config.md lists the keys")
+    return table
 
 
 def _labels(file: Path | None, data: bytes, spec: HeadSpec) -> tuple[str, ...] | None:

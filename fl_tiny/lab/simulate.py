@@ -19,8 +19,8 @@ from fl_tiny.learn.head import HeadSpec, head_spec, read_parameters, trained_par
 from fl_tiny.learn.requant import QuantHead, patch
 from fl_tiny.learn.tflite import read_model
 from fl_tiny.protocol import signed, wire
-from fl_tiny.protocol.strategy import FedAvg, Strategy, encode_state
 from fl_tiny.protocol.session import OfferSeen, SendAnswer, Session
+from fl_tiny.protocol.strategy import FedAvg, Strategy, encode_state
 
 KEY = bytes(signed.SEED_BYTES)  # signs the simulated heads; nobody trusts it
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What may stand under a key of a message, and a message's dataclass to and from its map."""
+"""A dataclass as a map of integer keys: a field says its key and what may stand under it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,6 @@ class Key(NamedTuple):
 
     number: int
     read: Read
-
-
-class Field(NamedTuple):
-    """A field of a message's dataclass."""
-
-    name: str
-    key: Key
-    optional: bool
 
 
 def uint(low: int, high: int) -> Read:
@@ -64,6 +56,17 @@ def text(low: int, high: int) -> Read:
     return read
 
 
+def choice(*words: str) -> Read:
+    """One of these texts."""
+
+    def read(value: Any, where: str) -> str:
+        if not isinstance(value, str) or value not in words:
+            raise MalformedMessage(f"{where} is none of {', '.join(words)}")
+        return value
+
+    return read
+
+
 def number(low: float = -math.inf, high: float = math.inf) -> Read:
     """A finite float in [low, high]."""
 
@@ -87,13 +90,21 @@ def many(item: Read, low: int, high: int) -> Read:
 
 
 def part(cls: type) -> Read:
-    """A map inside a message: another dataclass, without a kind of its own."""
+    """A map inside a message: another dataclass of such fields, without a kind of its own."""
     return lambda value, where: from_map(cls, value, where)
+
+
+class Field(NamedTuple):
+    """A field of a dataclass, as its annotation says."""
+
+    name: str
+    key: Key
+    optional: bool
 
 
 @functools.cache
 def fields_of(cls: Any) -> tuple[Field, ...]:
-    """The fields of a message's dataclass, with their keys."""
+    """The table of a dataclass whose fields are ``Annotated[..., Key(...)]``."""
     hints = get_type_hints(cls, include_extras=True)
     return tuple(
         Field(f.name, hints[f.name].__metadata__[0], type(None) in getattr(hints[f.name].__origin__, "__args__", ()))
@@ -102,7 +113,7 @@ def fields_of(cls: Any) -> tuple[Field, ...]:
 
 
 def to_map(message: Any) -> dict[int, Any]:
-    """A message as its map, without the kind; absent fields are left out."""
+    """The fields of ``message`` under their keys; one that is None is left out."""
     body: dict[int, Any] = {}
     for field in fields_of(cast(Hashable, type(message))):
         value = getattr(message, field.name)
@@ -112,7 +123,7 @@ def to_map(message: Any) -> dict[int, Any]:
 
 
 def from_map(cls: type[M], body: Any, where: str) -> M:
-    """A map as the dataclass ``cls``. Raises: MalformedMessage, naming the key at fault."""
+    """``body`` as a ``cls``. Raises: MalformedMessage, naming the key that is absent, unknown, or breaks its rule."""
     if not isinstance(body, Mapping):
         raise MalformedMessage(f"{where} is not a map")
     table = fields_of(cast(Hashable, cls))

@@ -9,11 +9,14 @@ from fl_tiny.learn.head import HeadSpec, head_spec
 from fl_tiny.learn.loss import Task
 from fl_tiny.learn.tflite import Model
 from fl_tiny.protocol import wire
+from fl_tiny.protocol.preprocess import Preprocess
 
 TASKS = (Task.CLASSES, Task.LABELS, Task.VALUES)  # by the number that a manifest carries
 
 
-def manifest_of(name: str, data: bytes, spec: HeadSpec, labels: tuple[str, ...] | None) -> wire.Manifest:
+def manifest_of(
+    name: str, data: bytes, spec: HeadSpec, labels: tuple[str, ...] | None, table: Preprocess | None = None
+) -> wire.Manifest:
     """The first manifest of a fleet that trains ``spec`` of the model file ``data``."""
     return wire.Manifest(
         name,
@@ -24,6 +27,7 @@ def manifest_of(name: str, data: bytes, spec: HeadSpec, labels: tuple[str, ...] 
         len(spec.layers),
         spec.tensors,
         labels,
+        table,
         TASKS.index(spec.task) or None,
         1 if spec.biases_only else None,
     )

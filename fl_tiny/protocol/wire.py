@@ -16,6 +16,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 from fl_tiny.errors import MalformedMessage
 from fl_tiny.protocol import cbor
 from fl_tiny.protocol.fields import Key, blob, from_map, many, number, part, text, to_map, uint
+from fl_tiny.protocol.preprocess import Preprocess, described
 
 VERSION = 1
 U16 = 0xFFFF
@@ -162,6 +163,7 @@ class Manifest:
 
     layers: how many of the last layers.   shapes: of their trained tensors, weights then bias, first layer first.
     task: 0 classes, also where absent; 1 labels, each a yes or no; 2 values.   biases_only: 1 where weights stay.
+    preprocess: how pictures, recordings or tables become the model's input, the same on every device.
     """
 
     KIND: ClassVar[int] = 7
@@ -173,6 +175,7 @@ class Manifest:
     layers: Annotated[int, Key(6, uint(1, MAX_TENSORS))]
     shapes: Annotated[tuple[tuple[int, ...], ...], Key(7, many(many(uint(1, U16), 1, 2), 1, MAX_TENSORS))]
     labels: Annotated[tuple[str, ...] | None, Key(8, many(text(1, 48), 1, MAX_LABELS))] = None
+    preprocess: Annotated[Preprocess | None, Key(9, described)] = None
     task: Annotated[int | None, Key(10, uint(0, 2))] = None
     biases_only: Annotated[int | None, Key(11, uint(1, 1))] = None
 

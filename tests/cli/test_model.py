@@ -62,7 +62,15 @@ def test_inspect_says_what_the_model_is() -> None:
     found = json.loads(fl_tiny("inspect", SILABS / "tflite_micro_magic_wand.tflite", "--json").stdout)
     assert set(found) == {"input", "outputs", "operators", "heads", "runtime", "runtimes"}
     assert found["runtimes"]["numpy"] is True
-    assert found["input"] == {"shape": [1, 128, 3, 1], "dtype": "float32", "scale": None, "zero_point": None}
+    held = found["input"].pop("range")  # of the QUANTIZE behind it: scale 12.713, zero point -33
+    assert held == pytest.approx([-1207.7, 2034.1], abs=0.1)
+    assert found["input"] == {
+        "shape": [1, 128, 3, 1],
+        "dtype": "float32",
+        "scale": None,
+        "zero_point": None,
+        "usual_range": None,
+    }
     assert [each["shape"] for each in found["outputs"]] == [[1, 4]]
     assert found["operators"][-3:] == ["FULLY_CONNECTED", "SOFTMAX", "DEQUANTIZE"]
     assert found["heads"] == [
@@ -84,7 +92,7 @@ def test_inspect_says_what_the_model_is() -> None:
         },
     ]
     text = fl_tiny("inspect", SILABS / "image_classification.tflite").stdout
-    assert "int8 [1, 32, 32, 3]" in text
+    assert "int8 [1, 32, 32, 3] scale 0.0078125 zero point 0 holds -1 to 1\n" in text
     assert "650 parameters" in text
 
 

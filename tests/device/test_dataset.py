@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fl_tiny.device.dataset import MAX_X_BYTES, Wanted, open_dataset
+from fl_tiny.device.dataset import MAX_X_BYTES, Expected, open_dataset
 from fl_tiny.errors import DataError
 from fl_tiny.learn.tflite import Tensor, read_model
 from tests.learn.tiny import classifier, silabs
@@ -28,11 +28,11 @@ def saved(path: Path, **arrays: Any) -> Path:
     return path / "d.npz"
 
 
-FIVE = Wanted(5)
+FIVE = Expected(5)
 
 
-def codes(path: Path, source: Tensor = SOURCE, wanted: Wanted | None = FIVE) -> np.ndarray:
-    return np.concatenate(list(open_dataset(path, source, wanted=wanted).batches()))
+def codes(path: Path, source: Tensor = SOURCE, expected: Expected | None = FIVE) -> np.ndarray:
+    return np.concatenate(list(open_dataset(path, source, expected=expected).batches()))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
@@ -64,14 +64,14 @@ def test_an_array_in_fortran_order_is_read_all_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_labels_of_any_integer_type_are_read(tmp_path: Path, save: Any) -> None:
     save(tmp_path / "d.npz", x=np.zeros((3, 12), np.float32), y=np.array([0, 4, 2], np.uint8))
-    labels = open_dataset(tmp_path / "d.npz", SOURCE, wanted=Wanted(5)).labels
+    labels = open_dataset(tmp_path / "d.npz", SOURCE, expected=Expected(5)).labels
     assert labels is not None
     assert labels.dtype == np.int64
     assert labels.tolist() == [0, 4, 2]
 
 
 def test_labels_are_not_needed_where_none_are_asked_for(tmp_path: Path) -> None:
-    data = open_dataset(saved(tmp_path, x=np.zeros((3, 12), np.float32)), SOURCE, wanted=None)
+    data = open_dataset(saved(tmp_path, x=np.zeros((3, 12), np.float32)), SOURCE, expected=None)
     assert (data.samples, data.labels) == (3, None)
 
 
@@ -104,7 +104,7 @@ Y = np.zeros(4, np.int64)
 )
 def test_what_does_not_fit_is_named(tmp_path: Path, arrays: dict[str, Any], said: str) -> None:
     with pytest.raises(DataError, match=said):
-        open_dataset(saved(tmp_path, **arrays), SOURCE, wanted=Wanted(5))
+        open_dataset(saved(tmp_path, **arrays), SOURCE, expected=Expected(5))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -121,7 +121,7 @@ def test_missing_files_directories_and_other_files_are_refused_with_a_hint(tmp_p
     np.save(tmp_path / "alone.npy", X)
     for name in ("missing", ".", "text", "empty", "alone.npy"):
         with pytest.raises(DataError) as fault:
-            open_dataset(tmp_path / name, SOURCE, wanted=Wanted(5))
+            open_dataset(tmp_path / name, SOURCE, expected=Expected(5))
         assert fault.value.hint
 
 
@@ -133,7 +133,7 @@ def test_a_compression_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
     path.write_bytes(data)
     assert len(data) < 10_000
     with pytest.raises(DataError, match="unpacks to"):
-        open_dataset(path, SOURCE, wanted=Wanted(5))
+        open_dataset(path, SOURCE, expected=Expected(5))
 
 
 def test_a_header_that_promises_more_than_the_archive_holds_is_refused(tmp_path: Path) -> None:
@@ -182,4 +182,4 @@ def test_a_zip64_length_of_exabytes_is_refused(tmp_path: Path) -> None:
     size = struct.pack("<I", len(X.tobytes()) + 128)
     path.write_bytes(data.replace(size, struct.pack("<I", 0xFFFFFFF0)))
     with pytest.raises(DataError):
-        open_dataset(path, SOURCE, wanted=Wanted(5))
+        open_dataset(path, SOURCE, expected=Expected(5))

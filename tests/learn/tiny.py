@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fl_tiny.learn.schema import OPERATORS, TYPES
+from fl_tiny.learn.tflite import Model, Quantisation, read_model
 
 SILABS = Path(__file__).parent.parent / "models" / "silabs"
 NUMBERS = "bBhHiIqQf"
@@ -208,3 +209,12 @@ def zoo(name: str) -> bytes:
 
 def silabs(name: str) -> bytes:
     return (SILABS / f"{name}.tflite").read_bytes()
+
+
+def taking(shape: Sequence[int], dtype: str = "int8", scale: float = 1 / 255, zero_point: int = -128) -> Model:
+    """A model of which only the input is of use: [1, *shape]; float32 has no scale."""
+    model = read_model(classifier())
+    quantisation = None if dtype == "float32" else Quantisation((scale,), (zero_point,), 0, 0, None)
+    source = replace(model.input, shape=(1, *shape), dtype=dtype, quantisation=quantisation)
+    tensors = tuple(source if each.index == source.index else each for each in model.main.tensors)
+    return Model(model.data, (replace(model.main, tensors=tensors),))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from fl_tiny.protocol import wire
+from fl_tiny.protocol.preprocess import Audio, Images, Series
 
 DID, RID, SID, H, PK = b"d" * 16, b"r" * 8, b"s" * 8, b"h" * 32, b"p" * 32
 
@@ -19,8 +20,25 @@ MESSAGES = {
     "own-peer": wire.Own("peer", 3),
     "own-device": wire.Own("active", 3, DID),
     "manifest-least": wire.Manifest("m", 1, 1, H, 1, 1, ((1, 1),)),
-    "manifest-full": wire.Manifest("watch", 1, 1, H, 21_056, 2, ((32, 192), (32,), (7, 32), (7,)), ("a", "b"), 1),
-    "manifest-biases": wire.Manifest("watch", 1, 1, H, 21_056, 2, ((32,), (7,)), None, None, 1),
+    "manifest-full": wire.Manifest("watch", 1, 1, H, 21_056, 2, ((32, 192), (32,), (7, 32), (7,)), ("a", "b"), None, 1),
+    "manifest-biases": wire.Manifest("watch", 1, 1, H, 21_056, 2, ((32,), (7,)), None, None, None, 1),
+    "manifest-images": wire.Manifest(
+        "eye", 1, 1, H, 9, 1, ((10, 64), (10,)), None, Images("image", "crop", "rgb", (-1.0, 1.0))
+    ),
+    "manifest-audio": wire.Manifest(
+        "ear", 1, 1, H, 9, 1, ((12, 64), (12,)), None, Audio(features="mfcc", fft=512, high_hz=8000.0)
+    ),
+    "manifest-series": wire.Manifest(
+        "arm",
+        1,
+        1,
+        H,
+        9,
+        1,
+        ((4, 16), (4,)),
+        None,
+        Series("series", ("x", "y", "z"), "label", "session", 128, 64, (0.0,), (9.81,)),
+    ),
     "head-least": wire.Head(H, 0, H, 12_820, (0.0078125,)),
     "head-full": wire.Head(H, 12, H, 12_820, (0.1, 1e-6), (-1.5, 2.25, 0.0, 6.0), 4_294_967_295),
     "offer-least": wire.Offer(RID, 1, H, 600_000, (0.01, 0.5), wire.Train(4, 16), 2000),

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_tiny.errors import MalformedMessage
-from fl_tiny.protocol import cbor, fields, wire
+from fl_tiny.protocol import cbor, wire
+from fl_tiny.protocol.fields import fields_of
 
 from .samples import MESSAGES
 
@@ -54,7 +55,7 @@ def test_an_extra_positive_key_is_refused_and_a_negative_one_ignored(message: An
 def test_a_wrong_kind_a_missing_key_and_a_short_id_are_refused(message: Any) -> None:
     whole = body(message)
     refused(type(message), {**whole, 0: 98})
-    optional = {field.key.number for field in fields.fields_of(type(message)) if field.optional}
+    optional = {field.key.number for field in fields_of(type(message)) if field.optional}
     for key, value in whole.items():
         if key not in optional:
             refused(type(message), {k: v for k, v in whole.items() if k != key})

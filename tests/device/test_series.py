@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A table's rows become windows that never mix two labels or groups, and a bad cell is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fl_tiny.device.dataset import Expected
+from fl_tiny.device.sources import Source, Wanted, open_samples
+from fl_tiny.errors import DataError, FlTinyError
+from fl_tiny.protocol.preprocess import Series
+from tests.learn.tiny import taking
+
+
+def table(path: Path, *lines: str) -> Path:
+    (path / "d.csv").write_text("\n".join(lines) + "\n")
+    return path / "d.csv"
+
+
+def read(
+    path: Path, how: Series | None = None, classes: int | None = 3, shape: tuple[int, ...] = (4, 2, 1)
+) -> tuple[np.ndarray, list[int] | None]:
+    samples, _ = open_samples(
+        Source("csv", path), Wanted(taking(shape, "float32"), None if classes is None else Expected(classes), None, how)
+    )
+    x = np.concatenate(list(samples.batches()))
+    return x, None if samples.labels is None else samples.labels.tolist()
+
+
+def rows(labels: str, groups: str = "") -> list[str]:
+    """Rows x = number, y = -number, and the label and group of each."""
+    groups = groups or "a" * len(labels)
+    return ["x,y,label,who", *(f"{i},{-i},{k},{g}" for i, (k, g) in enumerate(zip(labels, groups, strict=True)))]
+
+
+def test_windows_lie_side_by_side_within_one_label(tmp_path: Path) -> None:
+    x, labels = read(table(tmp_path, *rows("0000000011111222")), Series(columns=("x", "y")))
+    assert x[:, 0, 0, 0].tolist() == [0, 4, 8] and labels == [0, 0, 1]
+    assert x[0, :, :, 0].tolist() == [[0, 0], [1, -1], [2, -2], [3, -3]]
+
+
+@pytest.mark.parametrize(("hop", "firsts"), [(1, [0, 1, 2, 3, 4, 5, 6]), (2, [0, 2, 4, 6]), (4, [0, 4]), (6, [0, 6])])
+def test_a_hop_lets_windows_overlap_or_leaves_rows_out(tmp_path: Path, hop: int, firsts: list[int]) -> None:
+    x, _ = read(table(tmp_path, *rows("0" * 10)), Series(columns=("x", "y"), hop=hop))
+    assert x[:, 0, 0, 0].tolist() == firsts
+
+
+def test_a_new_group_ends_a_window_and_all_other_columns_are_numbers(tmp_path: Path) -> None:
+    x, _ = read(table(tmp_path, *rows("0" * 10, "aaaaaabbbb")), Series(group="who"))
+    assert x[:, 0, 0, 0].tolist() == [0, 6]
+    x, labels = read(table(tmp_path, *rows("0011001100", "a" * 10)), Series(group="who"), classes=None)
+    assert x[:, 0, 0, 0].tolist() == [0, 4] and labels is None, "without labels they end no window"
+
+
+def test_columns_are_taken_in_the_tables_order_and_scaled(tmp_path: Path) -> None:
+    how = Series(columns=("y", "x"), mean=(1.0, 2.0), std=(10.0, 0.5))
+    x, labels = read(table(tmp_path, *rows("01")), how, shape=(2,))
+    assert np.allclose(x, [[(0 - 1) / 10, (0 - 2) / 0.5], [(-1 - 1) / 10, (1 - 2) / 0.5]]) and labels == [0, 1]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_spreadsheets_write_it_otherwise(tmp_path: Path, delimiter: str) -> None:
+    lines = [line.replace(",", delimiter) for line in ["x,y,label", '1,"2",b', " 3 , 4 , c", "", "5,6,a"]]
+    path = tmp_path / "d.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode() + b"\r\n")
+    x, labels = read(path, shape=(2,))
+    assert x.tolist() == [[1, 2], [3, 4], [5, 6]] and labels == [1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["x,y,label", "1,two,0"], "row 2, y: 'two' is no number"),
+        (["x,y,label", "1,inf,0"], "is no number"),
+        (["x,y,label", "1,2,0", "1,2"], "row 3 has 2 cells, the header 3"),
+        (["x,y,class", "1,2,0"], "has no column label .*x, y, class"),
+        (["x,label", "1,0"], "1 columns of numbers"),
+        (["x,x,label", "1,2,0"], "no header of different names"),
+        (["x,y,label", "1,2,5"], "classes 0 to 2"),
+        (["x,y,label"], "has no 1 consecutive rows"),
+        ([""], "no header|no column"),
+        (["x,y,label", "1" * 70_000 + ",2,0"], "more than 65536 characters"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_row(tmp_path: Path, lines: list[str], said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        read(table(tmp_path, *lines), shape=(2,))
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_a_damaged_table_is_read_or_refused(tmp_path: Path, data: st.DataObject) -> None:
+    raw = bytearray(table(tmp_path, *rows("0000111122")).read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    (tmp_path / "d.csv").write_bytes(raw)
+    try:
+        x, labels = read(tmp_path / "d.csv", Series(columns=("x", "y")))
+        assert np.isfinite(x).all() and labels is not None and len(labels) == len(x)
+    except FlTinyError as fault:
+        assert "d.csv" in fault.what
