@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import wave
 from collections.abc import Iterator
@@ -25,7 +26,8 @@ from fl_tiny.protocol.preprocess import Audio
 SUFFIXES = frozenset({".wav", ".wave"})
 MAX_CLIPS = 100_000  # guess: of all files together
 MAX_FILE_BYTES = 4 << 30  # what the format can hold
-MAX_CHANNELS, MAX_RATE = 32, 768_000  # guess: beyond any recorder
+MAX_FACTOR = 20_000  # of a fraction between two rates, 640 / 441 for usual ones; the filter takes 200 B each
+MAX_CHANNELS, MAX_RATE = 32, 192_000  # guess: beyond any recorder
 HINT = "give PCM of 8, 16, 24 or 32 bits: sox IN.wav -e signed-integer -b 16 OUT.wav"
 DAMAGED = (wave.Error, EOFError, struct.error, RuntimeError, ValueError, OverflowError, ZeroDivisionError)
 
@@ -85,6 +87,8 @@ def clips_of(path: Path, how: Audio) -> list[Clip]:
         return [Clip(path, 0, min(frames, length))]
     if how.longer == "centre":
         return [Clip(path, (frames - length) // 2, length)]
+    if frames // length > MAX_CLIPS:  # a damaged header may promise any number
+        raise DataError(f"{path} gives {frames // length} clips, more than {MAX_CLIPS}", hint="cut it into parts")
     return [Clip(path, first, length) for first in range(0, frames - length + 1, length)]
 
 
@@ -122,6 +126,8 @@ def _samples(clip: Clip, how: Audio) -> NDArray[np.float64]:
         data = file.readframes(clip.frames)
     if len(data) < clip.frames * channels * width:
         raise DataError(f"{clip.path} ends before its header says", hint="copy the file again")
+    if max(rate, how.rate) // math.gcd(rate, how.rate) > MAX_FACTOR:
+        raise DataError(f"{clip.path} has {rate} Hz, too odd for {how.rate} Hz", hint="sox IN.wav -r RATE OUT.wav")
     x = _real(data, width).reshape(-1, channels).mean(axis=1)
     x = audio.resampled(x, rate, how.rate)
     size = clip_samples(how)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 HALF_TAPS = 10  # zero crossings of the filter on each side, and its Kaiser window: scipy.signal.resample_poly's
 KAISER_BETA = 5.0
-BLOCK = 1 << 14  # outputs at a time
+CELLS = 1 << 20  # products at a time, 8 MB an array
 FRAMES = 256  # frames at a time
 
 
@@ -36,8 +36,9 @@ def resampled(x: Floats, rate: int, wanted: int) -> Floats:
     count = -(-len(x) * up // down)
     near = np.arange(-reach, reach + 1)
     made = np.empty(count)
-    for start in range(0, count, BLOCK):
-        place = np.arange(start, min(start + BLOCK, count)) * down
+    block = max(1, CELLS // len(near))
+    for start in range(0, count, block):
+        place = np.arange(start, min(start + block, count)) * down
         centre, phase = place // up, place % up
         tap = phase[:, None] - near * up + half  # y[n] = sum over k of taps[n * down - k * up] * x[k]
         inside = (tap >= 0) & (tap <= 2 * half)

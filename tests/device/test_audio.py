@@ -98,6 +98,13 @@ def test_what_is_no_recording_is_named(tmp_path: Path) -> None:
         path.write_bytes(data)
         with pytest.raises(DataError, match=rf"{number}\.wav"):
             clips(path)
+    endless = bytearray(whole)
+    endless[24:28], endless[40:44] = b"\x01\0\0\0", b"\xff\xff\xff\x7f"  # 1 Hz, two gigabytes
+    (tmp_path / "e.wav").write_bytes(endless)
+    with pytest.raises(DataError, match=r"e\.wav gives \d+ clips"):
+        clips(tmp_path / "e.wav", Audio(rate=8000, clip_ms=100, longer="split"))
+    with pytest.raises(DataError, match=r"odd\.wav has 191999 Hz"):
+        clips(write_wav(tmp_path / "odd.wav", tone(0.1, 8000), 191_999))
     with pytest.raises(DataError, match="no file"):
         clips(Path("/dev/zero"))
 

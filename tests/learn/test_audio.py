@@ -30,7 +30,8 @@ NOISE = np.random.default_rng(0).normal(size=3000) * 0.1
 
 
 @pytest.mark.parametrize(
-    ("rate", "wanted"), [(44_100, 16_000), (8000, 16_000), (48_000, 16_000), (11_025, 16_000), (16_000, 8000), (7, 5)]
+    ("rate", "wanted"),
+    [(44_100, 16_000), (8000, 16_000), (48_000, 16_000), (11_025, 16_000), (16_000, 8000), (192_000, 1000), (7, 5)],
 )
 def test_another_rate_is_what_scipy_makes_of_it(rate: int, wanted: int) -> None:
     signal = pytest.importorskip("scipy.signal", reason="SKIPPED: SciPy is not installed")
