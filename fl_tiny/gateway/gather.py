@@ -17,6 +17,7 @@ from fl_tiny.gateway.store import Store
 from fl_tiny.gateway.tables import Entry, Version
 from fl_tiny.learn import exact, gram, ridge
 from fl_tiny.learn.head import HeadSpec
+from fl_tiny.learn.loss import Task
 from fl_tiny.learn.tflite import read_model
 from fl_tiny.protocol import aggregate, signed, wire
 from fl_tiny.protocol.grams import GramSum, config_of
@@ -146,7 +147,7 @@ class Grams:
 
     def __init__(self, start: ExactStart, min_samples: int) -> None:
         self._start = start
-        self._sum = GramSum(start.plan, min_samples)
+        self._sum = start.nothing(min_samples)
         self.size = self._sum.size
         self.config = config_of(start.plan, min_samples)
 
@@ -191,6 +192,10 @@ class ExactStart:
         manifest = wire.decode(wire.Manifest, signed.payload_of(store.get("manifest")))
         return cls(manifest, spec_of(read_model(model), manifest), store.version(0))
 
+    def nothing(self, min_samples: int) -> GramSum:
+        """The sum to begin with."""
+        return GramSum(self.plan, min_samples, exclusive=self._spec.task is Task.CLASSES)
+
     def made(self, total: gram.Sums) -> Made:
         """The head that the sums determine; without samples version 0 again."""
         if total.samples == 0:
@@ -207,10 +212,10 @@ class ExactStart:
 
     def total(self, bodies: Iterable[bytes]) -> gram.Sums:
         """The sums of all."""
-        nothing = GramSum(self.plan, 1).total
+        total = self.nothing(1).total
         for body in bodies:
-            nothing = nothing.plus(self.sums(body))
-        return nothing
+            total = total.plus(self.sums(body))
+        return total
 
     def outliers(self, bodies: Sequence[bytes]) -> list[float | None]:
         """How far each device's samples are from what the others say: the loss of a head solved without them, in
@@ -244,7 +249,10 @@ def make_version(
 
 
 def train_behind(train: wire.Train, *, solved: bool) -> wire.Train:
-    """How devices are to train; from a solved head with smaller steps, which do not undo it. solved: is it one?"""
+    """How devices are to train; from a solved head with smaller steps, which do not undo it. solved: is it one?
+
+    A rate that devices find themselves stays so.
+    """
     if not solved or train.rate is None:
         return train
     return replace(train, rate=max(train.rate * GENTLE, wire.LEAST_RATE))

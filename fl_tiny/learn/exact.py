@@ -17,11 +17,10 @@ from fl_tiny.errors import ModelError
 from fl_tiny.learn.gram import Plan, Sums, layer_input, projection, widest
 from fl_tiny.learn.head import Array, HeadSpec
 from fl_tiny.learn.layer import Activation
-from fl_tiny.learn.loss import Task
+from fl_tiny.learn.loss import Loss, Task
 from fl_tiny.learn.quant import HEAD_ROOM, Affine
 from fl_tiny.learn.requant import requantise
 from fl_tiny.learn.ridge import Floats, Ridge, solve
-from fl_tiny.learn.trail import Tail
 
 LEAST_WIDTH = 8  # guess: fewer sums than that tell classes apart badly
 
@@ -46,12 +45,11 @@ def plan(spec: HeadSpec, seed: bytes, limit_bytes: int) -> Plan:
     Raises: ModelError, saying why a head cannot be solved for.
     """
     last, outputs = spec.layers[-1], spec.layers[-1].weights.shape[0]
-    if spec.task is not Task.CLASSES or spec.biases_only:
-        raise ModelError(f"an exact start is for whole heads that tell classes apart, not for {spec.task.value}")
-    if any(layer.places > 1 for layer in spec.layers[-2:]):
-        raise ModelError("the last layers work at several places of a sample: no sums stand for them")
-    if last.activation is not Activation.NONE:
-        raise ModelError(f"the last layer ends in {last.activation.value}: a linear solution cannot stand for it")
+    if spec.task is Task.VALUES or spec.biases_only:
+        what = "values" if spec.task is Task.VALUES else "biases alone"
+        raise ModelError(f"an exact start solves for classes and labels, with all weights of a layer, not for {what}")
+    if last.activation is not Activation.NONE or last.places > 1:
+        raise ModelError(f"the last layer is {last.kind}: a linear solution cannot stand for it")
     layer = len(spec.layers) - (2 if _carries(spec) else 1)
     inputs, width = spec.layers[layer].weights.shape[1], widest(outputs, limit_bytes)
     if inputs <= width:
@@ -65,7 +63,7 @@ def plan(spec: HeadSpec, seed: bytes, limit_bytes: int) -> Plan:
 
 def offset(spec: HeadSpec) -> float:
     """What is taken from the targets: logits are about zero where nothing is known."""
-    return 0.5 if spec.tail is Tail.LOGISTIC else 1 / spec.classes
+    return 0.5 if spec.loss is Loss.SIGMOID else 1 / spec.classes
 
 
 def regression(spec: HeadSpec, base: Sequence[Array], made: Plan, sums: Sums, penalty: float | None = None) -> Ridge:
@@ -105,7 +103,7 @@ def _carries(spec: HeadSpec) -> bool:
     if len(spec.layers) < 2:
         return False
     hidden, last = spec.layers[-2:]
-    linear = hidden.activation in (Activation.NONE, Activation.RELU)
+    linear = hidden.activation in (Activation.NONE, Activation.RELU) and hidden.places == 1
     return linear and hidden.bias is not None and last.bias is not None and len(hidden.weights) >= len(last.weights)
 
 
@@ -121,7 +119,7 @@ def _in_real_units(made: Plan, spec: HeadSpec, source: Affine, ridge: Ridge) -> 
 def _gain(spec: HeadSpec, ridge: Ridge) -> float:
     """How many logits a score of one is; fewer where the model's own output scale, which stays, has no room."""
     gain = SOFTMAX_GAIN if spec.classes > 2 else TWO_GAIN
-    if spec.tail is Tail.LOGISTIC:
+    if spec.loss is Loss.SIGMOID:
         gain = SIGMOID_GAIN
     last = spec.layers[-1]
     if last.keeps_output:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from fl_tiny.errors import DataError
 from fl_tiny.learn.head import Array, HeadSpec
+from fl_tiny.learn.loss import Targets
 from fl_tiny.learn.quant import Affine
 from fl_tiny.learn.requant import BATCH, QuantHead, requantise
 
@@ -73,9 +74,15 @@ def widest(outputs: int, limit_bytes: int) -> int:
     return max(0, (math.isqrt(max(0, b * b - 4 * (2 + 2 * outputs - 2 * words))) - b) // 2)
 
 
-def targets(spec: HeadSpec, labels: NDArray[np.int64]) -> Codes:
-    """What a regression is to predict, (n, outputs) of 0 and 1: the class of each sample; of one output its label."""
-    outputs = spec.layers[-1].weights.shape[0]
+def targets(spec: HeadSpec, labels: Targets) -> Codes:
+    """What a regression is to predict, (n, outputs) of 0 and 1: the class of each sample, its labels, or of one output
+    its label. Raises: DataError for labels between yes and no."""
+    outputs = spec.outputs
+    if labels.ndim == 2:
+        whole = np.asarray(labels, np.int8)
+        if not np.array_equal(whole, labels) or whole.min(initial=0) < 0 or whole.max(initial=0) > 1:
+            raise DataError("labels that are neither 0 nor 1 have no exact sums")
+        return whole
     if outputs == 1:
         return np.asarray(labels[:, None], np.int8)
     return np.asarray(labels[:, None] == np.arange(outputs), np.int8)
@@ -87,10 +94,11 @@ def layer_input(spec: HeadSpec, params: Sequence[Array], layer: int) -> tuple[Qu
     return before, before.layers[-1].result if layer else spec.features
 
 
-def summed(spec: HeadSpec, params: Sequence[Array], plan: Plan, features: Codes, labels: NDArray[np.int64]) -> Sums:
+def summed(spec: HeadSpec, params: Sequence[Array], plan: Plan, features: Codes, labels: Targets) -> Sums:
     """The sums over samples. params: of the head whose layers before ``plan.layer`` the features go through.
 
-    features: (n, in) codes.   labels: (n,).   Raises: DataError when the plan does not fit the head.
+    features: (n, in) codes.   labels: (n,) classes, or (n, outputs) of 0 and 1.   Raises: DataError when the plan does
+    not fit the head, or labels are in between.
     """
     if plan.layer >= len(spec.layers) or (plan.seed is None) != (plan.shift is None):
         raise DataError(f"sums before layer {plan.layer} of {len(spec.layers)}, or half a projection")

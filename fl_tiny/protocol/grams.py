@@ -11,14 +11,18 @@ from fl_tiny.protocol.wire import Code, GramConfig
 
 
 class GramSum:
-    """The sums of all devices in int64; the order of additions does not matter."""
+    """The sums of all devices in int64; the order of additions does not matter.
 
-    def __init__(self, plan: Plan, min_samples: int) -> None:
+    exclusive: a sample has one class, so that the counts of several outputs add up to the samples.
+    """
+
+    def __init__(self, plan: Plan, min_samples: int, *, exclusive: bool) -> None:
         self.plan = plan
         self.size = size_bytes(plan.width, plan.outputs)
         self.total = Sums(np.zeros((plan.width + 1,) * 2, np.int64), np.zeros((plan.width + 1, plan.outputs), np.int64))
         self.updates = 0
         self._min_samples = min_samples
+        self._exclusive = exclusive
 
     @property
     def weight(self) -> int:
@@ -42,7 +46,7 @@ class GramSum:
         if (np.abs(sums.gram) > np.outer(roots, roots) * (1 + 1e-9)).any():  # 1e-9: the roots are rounded
             raise RemoteError("sums of products larger than those of squares allow", code=Code.SUMS)
         counts = sums.moments[-1]
-        whole = counts.sum() == samples if len(counts) > 1 else counts[0] <= samples
+        whole = counts.sum() == samples if self._exclusive and len(counts) > 1 else counts.max() <= samples
         if counts.min() < 0 or not whole or (np.abs(sums.moments) > LARGEST * counts).any():
             raise RemoteError("class counts that do not add up to the samples", code=Code.SUMS)
 

@@ -14,7 +14,7 @@ from fl_tiny.errors import DataError, ModelError
 from fl_tiny.learn import exact, gram, ridge
 from fl_tiny.learn.dense import forward
 from fl_tiny.learn.head import HeadSpec, head_spec, read_parameters
-from fl_tiny.learn.loss import classes_of
+from fl_tiny.learn.loss import Task, classes_of, right_share
 from fl_tiny.learn.requant import requantise
 from fl_tiny.learn.tflite import read_model
 
@@ -119,6 +119,7 @@ def test_the_penalty_is_that_of_leaving_out_samples() -> None:
         ("zoo/logits", 1, 12),
         ("zoo/logistic_one", 2, 16),
         ("zoo/logistic_three", 1, 12),
+        ("zoo/conv_dense", 2, 48),
     ],
 )
 def test_the_int8_head_finds_what_the_solution_finds(name: str, layers: int, width: int) -> None:
@@ -131,7 +132,7 @@ def test_the_int8_head_finds_what_the_solution_finds(name: str, layers: int, wid
     made = exact.exact_head(spec, base, plan, sums)
     head = requantise(spec, made.params, list(zip(made.ranges[::2], made.ranges[1::2], strict=True)))
     found = classes_of(head.run(test)) == labels
-    whole = classes_of(forward(spec, made.params, spec.features.to_real(test)).final) == labels
+    whole = classes_of(forward(spec, made.params, spec.features.to_real(test))[-1]) == labels
     assert found.mean() > whole.mean() - 0.02
     direct = gram.summed(spec, base, plan, test, labels)  # its scores, without the way through the model's layers
     assert ridge.mean_loss(exact.regression(spec, base, plan, sums), direct, exact.offset(spec)) < 1
@@ -150,8 +151,28 @@ def test_a_projection_folds_back_into_the_layer() -> None:
     codes = np.clip(np.floor((x.astype(int) - spec.features.zero_point) @ signs / 2**plan.shift + 0.5), -128, 127)
     coefficients = exact.regression(spec, base, plan, sums).coefficients
     scores = np.hstack([codes, np.ones((len(codes), 1))]) @ coefficients
-    logits = forward(spec, made.params, spec.features.to_real(x)).final
+    logits = forward(spec, made.params, spec.features.to_real(x))[-1]
     assert np.mean(scores.argmax(axis=1) == logits.argmax(axis=1)) > 0.97
+
+
+def test_labels_of_their_own_are_solved_for_too() -> None:
+    data = read_model((MODELS / "zoo/logistic_three.tflite").read_bytes())
+    spec = head_spec(data, 2, task=Task.LABELS)
+    base, plan = read_parameters(spec), exact.plan(spec, SEED, LIMIT)
+    rng = np.random.default_rng(1)
+    x = rng.integers(-128, 128, (600, spec.feature_size)).astype(np.int8)
+    score = (x[:, :3].astype(int) + x[:, 3:6] > 0).astype(np.float32)
+    made = exact.exact_head(spec, base, plan, gram.summed(spec, base, plan, x[:400], score[:400]))
+    head = requantise(spec, made.params, list(zip(made.ranges[::2], made.ranges[1::2], strict=True)))
+    assert right_share(Task.LABELS, head.run(x[400:]), score[400:]) > 0.9
+    with pytest.raises(DataError, match="neither 0 nor 1"):
+        gram.summed(spec, base, plan, x[:1], np.array([[0.5, 0, 1]], np.float32))
+
+
+@pytest.mark.parametrize(("name", "reason"), [("value", "not for values"), ("conv_head", "conv pooled")])
+def test_a_head_that_is_no_linear_map_to_classes_is_refused(name: str, reason: str) -> None:
+    with pytest.raises(ModelError, match=reason):
+        exact.plan(spec_of(f"zoo/{name}", 1), SEED, LIMIT)
 
 
 def test_what_cannot_be_solved_for_is_refused_with_the_reason() -> None:

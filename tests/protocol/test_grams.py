@@ -28,7 +28,7 @@ def sums(n: int = 40, seed: int = 0) -> Sums:
 
 @given(n=st.integers(10, 300), seed=st.integers(0, 1000))
 def test_what_samples_add_up_to_is_taken(n: int, seed: int) -> None:
-    total = GramSum(PLAN, 10)
+    total = GramSum(PLAN, 10, exclusive=True)
     body = to_bytes(sums(n, seed))
     total.check(body, n)
     total.add(body)
@@ -62,12 +62,12 @@ def both(found: Sums, i: int, j: int, value: int) -> None:
 )
 def test_a_liar_is_refused(change: Callable[[Sums], object]) -> None:
     with pytest.raises(RemoteError) as refused:
-        GramSum(PLAN, 10).check(changed(change), 40)
+        GramSum(PLAN, 10, exclusive=True).check(changed(change), 40)
     assert refused.value.code == Code.SUMS
 
 
 def test_another_length_and_too_few_samples_are_refused() -> None:
-    total = GramSum(PLAN, 41)
+    total = GramSum(PLAN, 41, exclusive=True)
     with pytest.raises(RemoteError) as refused:
         total.check(to_bytes(sums())[:-4], 40)
     assert refused.value.code == Code.SHAPE
@@ -75,3 +75,11 @@ def test_another_length_and_too_few_samples_are_refused() -> None:
         total.check(to_bytes(sums()), 40)
     assert refused.value.code == Code.SUMS
     assert config_of(PLAN, 41).min_samples == 41
+
+
+def test_labels_of_their_own_need_not_add_up_to_the_samples() -> None:
+    found = sums()
+    found.moments[:, 0] += found.moments[:, 1]
+    GramSum(PLAN, 10, exclusive=False).check(to_bytes(found), 40)
+    with pytest.raises(RemoteError):
+        GramSum(PLAN, 10, exclusive=True).check(to_bytes(found), 40)
