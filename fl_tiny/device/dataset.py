@@ -27,7 +27,9 @@ MAX_Y_BYTES = 64 << 20  # guess: a million labels of eight bytes, or 20,000 samp
 MAX_MEMBERS = 64
 BATCH = 32  # samples that are real numbers at a time
 HINT = "numpy.savez(FILE, x=samples, y=labels) writes one"
-DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, TypeError, SyntaxError, NotImplementedError, KeyError)
+DAMAGED = (  # RuntimeError: a member that is said to be encrypted
+    zipfile.BadZipFile, zlib.error, EOFError, ValueError, TypeError, SyntaxError, KeyError, RuntimeError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ State = Mapping[str, Tensors]  # what a strategy remembers from round to round; 
 FIRST, SECOND = 0.9, 0.99  # decay of the mean change and of its square, as in Reddi et al.
 TAU = 1e-3  # of a tensor's first change: the least that a step is divided by
 ADAPTIVE_RATE = 0.3  # of a tensor's first change a round; measured on 15 Fashion clients (docs/facts.md)
-MOMENTUM_RATE = 1.0
+MOMENTUM_RATE, MOMENTUM = 1.0, 0.5  # measured there too: .742 after 30 rounds at Dirichlet .1 for .664 by 0.9
 PROXIMAL = 0.1
 
 
@@ -127,7 +127,7 @@ class Adaptive:
 BUILT_IN: dict[str, Callable[[Options], Strategy]] = {
     "fedavg": lambda options: FedAvg(options.proximal or 0.0),
     "fedprox": lambda options: FedAvg(PROXIMAL if options.proximal is None else options.proximal),
-    "fedavgm": lambda options: FedAvgM(_or(options.rate, MOMENTUM_RATE), _or(options.momentum, FIRST)),
+    "fedavgm": lambda options: FedAvgM(_or(options.rate, MOMENTUM_RATE), _or(options.momentum, MOMENTUM)),
     "fedadam": lambda options: Adaptive(_or(options.rate, ADAPTIVE_RATE), _or(options.momentum, FIRST), yogi=False),
     "fedyogi": lambda options: Adaptive(_or(options.rate, ADAPTIVE_RATE), _or(options.momentum, FIRST), yogi=True),
 }
