@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib
 import json
 import os
 import resource
@@ -30,6 +31,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from e2e.fleet import Daemon, Fleet, cli, stop  # noqa: E402
 
+from fl_tiny.device.backbone import open_backbone  # noqa: E402
+from fl_tiny.device.runtimes import RUNTIMES, installed  # noqa: E402
 from fl_tiny.lab import fashion  # noqa: E402
 from fl_tiny.lab.relay import Relay  # noqa: E402
 from fl_tiny.learn.head import head_spec, read_parameters  # noqa: E402
@@ -40,6 +43,13 @@ from fl_tiny.protocol import aggregate  # noqa: E402
 HEADS = ROOT / "tests/models/bench"
 CLASSES = {"64x10": 10, "1280x10": 10, "224-16-4": 4}
 LAYERS = {"64x10": 1, "1280x10": 1, "224-16-4": 2}
+KERNEL_MODELS = (
+    "silabs/visual_wake_words",
+    "silabs/keyword_spotting",
+    "silabs/image_classification",
+    "silabs/tflite_micro_magic_wand",
+    "fashion",
+)
 MIB = 1024.0  # KiB in a MiB
 
 
@@ -266,6 +276,49 @@ def imports(_: Path) -> dict[str, Any]:
     return {"import_ms": round(float(np.median([daemon - bare for bare, daemon in pairs])))}
 
 
+def kernels(_: Path) -> dict[str, Any]:
+    """numpy's kernels against the interpreters, in a process with one BLAS thread."""
+    return {"kernels": json.loads(_python("--kernels", one_thread=True))}
+
+
+def one_sample(name: str, data: bytes) -> Callable[[Any], Any]:
+    """What runs one sample by a runtime; an interpreter as it is, since a backbone of ours has eight in a batch."""
+    if RUNTIMES[name].rule:
+        return open_backbone(data, runtime=name).run
+    interpreter = importlib.import_module(RUNTIMES[name].module).Interpreter(model_content=data, num_threads=1)
+    interpreter.allocate_tensors()
+    source, result = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
+
+    def run(x: Any) -> Any:
+        interpreter.set_tensor(source, x)
+        interpreter.invoke()
+        return interpreter.get_tensor(result)
+
+    return run
+
+
+def kernels_here() -> dict[str, dict[str, float]]:
+    """Median microseconds of one sample, turn by turn in one process, and numpy's ratio to each interpreter."""
+    found: dict[str, dict[str, float]] = {}
+    for name in KERNEL_MODELS:
+        data = (ROOT / f"tests/models/{name}.tflite").read_bytes()
+        source = read_model(data).input
+        x = np.random.default_rng(1).integers(-100, 100, (1, *source.shape[1:])).astype(source.dtype)
+        opened = {each: one_sample(each, data) for each in RUNTIMES if installed(each)}
+        times: dict[str, list[float]] = {each: [] for each in opened}
+        for _ in range(300):
+            for each, run in opened.items():
+                start = time.perf_counter()
+                run(x)
+                times[each].append(1e6 * (time.perf_counter() - start))
+        medians = {each: float(np.median(values)) for each, values in times.items()}
+        found[name.rpartition("/")[2]] = {
+            **{f"{each} us": round(value, 1) for each, value in medians.items()},
+            **{f"numpy/{each}": round(medians["numpy"] / medians[each], 2) for each in medians if "numpy" not in each},
+        }
+    return found
+
+
 def fashion_clients(_: Path) -> dict[str, Any]:
     """15 Dirichlet clients on upside-down Fashion images, int8 accuracies on test images."""
     model = (ROOT / "tests/models/fashion.tflite").read_bytes()
@@ -290,8 +343,9 @@ def exact_starts(_: Path) -> dict[str, Any]:
     return {"exact_start": found}
 
 
-def _python(*args: str) -> str:
-    done = subprocess.run([sys.executable, __file__, *args], capture_output=True, text=True, check=True)
+def _python(*args: str, one_thread: bool = False) -> str:
+    env = os.environ | ({"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"} if one_thread else {})
+    done = subprocess.run([sys.executable, __file__, *args], capture_output=True, text=True, check=True, env=env)
     return done.stdout
 
 
@@ -301,9 +355,13 @@ def main() -> None:
     parser.add_argument("--only", action="append", metavar="NAME")
     parser.add_argument("--quick", action="store_true", help="watch an idle device for one minute instead of three")
     parser.add_argument("--aggregate", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--kernels", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.aggregate:
         print(json.dumps(aggregate_here(args.aggregate)))
+        return
+    if args.kernels:
+        print(json.dumps(kernels_here()))
         return
     parts: dict[str, Callable[[Path], dict[str, Any]]] = {
         "memory": memory,
@@ -316,6 +374,7 @@ def main() -> None:
         "import": imports,
         "fashion": fashion_clients,
         "exact": exact_starts,
+        "kernels": kernels,
     }
     unknown = set(args.only or ()) - set(parts)
     if unknown:

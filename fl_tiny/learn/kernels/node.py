@@ -25,6 +25,7 @@ Array = NDArray[Any]
 
 CODES = ("int8", "uint8")
 MAX_VALUES = 16 << 20  # of one array, float32 at times: 64 MB; guess, an eighth of a small board's memory
+MIN_SCALE, MAX_SCALE = 2.0**-32, 2.0**32  # guess; products of three stay far within float32
 MAX_PRODUCTS = 1 << 34  # of one operator; guess: ten seconds, what runs on a board has a thousandth
 ACTIVATIONS: dict[int, tuple[float, float]] = {  # schema.fbs, ActivationFunctionType
     0: (-math.inf, math.inf),
@@ -105,8 +106,11 @@ class Node:
         """Scale and zero point of codes. Raises: ModelError when there are none, or none that codes can have."""
         scale = tensor.quantisation
         low, high = limits(tensor.dtype)
-        if scale is None or len(scale.scale) != 1 or scale.scale[0] <= 0 or not low <= scale.zero_point[0] <= high:
-            raise self.refuse(f"tensor {tensor.index} has no scale and zero point for {tensor.dtype}")
+        single = scale is not None and len(scale.scale) == 1
+        if scale is None or not single or not MIN_SCALE <= scale.scale[0] <= MAX_SCALE:
+            raise self.refuse(f"tensor {tensor.index} has no scale, several, or one that float32 cannot compute with")
+        if not low <= scale.zero_point[0] <= high:
+            raise self.refuse(f"tensor {tensor.index} has zero point {scale.zero_point[0]} for {tensor.dtype}")
         return Affine(scale.scale[0], scale.zero_point[0])
 
     def shape(self, expected: tuple[int, ...]) -> None:

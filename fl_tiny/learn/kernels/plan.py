@@ -96,7 +96,8 @@ class Plan:
             rows = len(part)
             if rows % batch:
                 part = np.concatenate([part, np.zeros((batch - rows % batch, *part.shape[1:]), part.dtype)])
-            y[start : start + rows] = self._once(part).reshape(-1, values)[:rows]
+            with np.errstate(all="ignore"):  # real numbers may overflow or be none, as in any runtime
+                y[start : start + rows] = self._once(part).reshape(-1, values)[:rows]
         return y
 
     def _once(self, x: Array) -> Array:
@@ -172,6 +173,8 @@ def _constant(model: Model, operator: Operator, tensor: Tensor) -> Array:
     if stored is None or data.count != math.prod(tensor.shape) * np.dtype(stored).itemsize:
         raise ModelError(f"numpy cannot run {operator.name}: tensor {tensor.index} is sparse or {tensor.dtype}", HINT)
     values = np.frombuffer(model.data, stored, math.prod(tensor.shape), data.at).reshape(tensor.shape)
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise ModelError(f"numpy cannot run {operator.name}: tensor {tensor.index} holds what is no finite number")
     return values.astype(values.dtype.newbyteorder("="))
 
 

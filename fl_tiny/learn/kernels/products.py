@@ -13,6 +13,7 @@ from fl_tiny.learn.kernels.node import CODES, Array, Node, clip_range
 from fl_tiny.learn.kernels.rounding import EXACT_FLOAT32, Channels, Rule, Target, constant_codes, scaler
 
 MAX_SUM = 2**31  # what the accumulators of a runtime hold
+MAX_STEP = 2.0**32  # guess; of a weight
 MAX_SCALE = 256  # XNNPACK's limit; a real layer has far less than 1
 
 
@@ -53,7 +54,8 @@ def read_weights(node: Node, axis: int) -> Weights:
     if source.dtype not in CODES or len(set(kinds[:3])) > 1 or kinds[3] not in ("", "int32"):
         raise node.refuse(f"it works on {', '.join(kinds[:3])}, the bias on {kinds[3] or 'nothing'}")
     scale = weights.quantisation
-    if scale is None or min(scale.scale) <= 0 or (len(scale.scale) > 1 and scale.axis != axis):
+    sound = scale is not None and min(scale.scale) > 0 and max(scale.scale) <= MAX_STEP
+    if scale is None or not sound or (len(scale.scale) > 1 and scale.axis != axis):
         raise node.refuse("the weights have no scale, or none along their outputs")
     if len(set(scale.zero_point)) > 1 or (weights.dtype == "int8" and scale.zero_point[0] != 0):
         raise node.refuse("the weights have several zero points, or one that is not 0")
