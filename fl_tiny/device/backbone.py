@@ -83,7 +83,7 @@ def open_backbone(data: bytes, *, runtime: str | None = None) -> Backbone:
             fault = refused
         except SystemError as clash:  # tflite-runtime was built for numpy 1 and fails with 2 only now
             raise EnvironmentFault(
-                f"{name} does not work with numpy {np.__version__}", "pip install 'numpy<2'"
+                f"{name} does not work with numpy {np.__version__}", "pip install 'numpy<2', or use --runtime numpy"
             ) from clash
     raise ModelError(f"{name} refuses the model: {str(fault).strip()[:200]}") from fault
 
