@@ -155,8 +155,9 @@ class Agent:
         if offer.base != head.digest:
             return  # a head was published between two messages; the next heartbeat says so
         samples, held = self._store.sample_count()
+        classes = None if self._manifest.task else len(self._store.counts())
         self._offer = offer
-        for action in self._session.handle(session.OfferSeen(offer, samples, held, len(self._store.counts()))):
+        for action in self._session.handle(session.OfferSeen(offer, samples, held, classes)):
             assert isinstance(action, session.SendAnswer)
             try:
                 await link.answer(offer.rid, action.said)

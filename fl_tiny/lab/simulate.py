@@ -16,6 +16,7 @@ from fl_tiny.device.training import Samples, choose, client_sums, client_update
 from fl_tiny.gateway.gather import Changes, ExactStart, Gathering, Grams, first_made, make_version, train_behind
 from fl_tiny.gateway.tables import Entry, Version
 from fl_tiny.learn.head import HeadSpec, head_spec, read_parameters, trained_part
+from fl_tiny.learn.loss import Task
 from fl_tiny.learn.requant import QuantHead, patch
 from fl_tiny.learn.tflite import read_model
 from fl_tiny.protocol import signed, wire
@@ -113,9 +114,9 @@ class _Board:
 
     def takes_part(self, offer: wire.Offer) -> bool:
         """Does a device with these samples join (protocol/session.py)?"""
-        seen = OfferSeen(
-            offer, len(self.samples.held), int(self.samples.held.sum()), len(np.unique(self.samples.labels))
-        )
+        held, labels = self.samples.held, self.samples.labels
+        classes = len(np.unique(labels)) if self.samples.spec.task is Task.CLASSES else None
+        seen = OfferSeen(offer, len(held), int(held.sum()), classes)
         return Session().handle(seen) == [SendAnswer(wire.Said.JOIN)]
 
     def train(self, base: HeldHead, offer: wire.Offer, rng: np.random.Generator) -> Trained:

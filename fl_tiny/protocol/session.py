@@ -33,12 +33,15 @@ class State(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class OfferSeen:
-    """The gateway offers a round; what this device could bring. held: how many of the samples are held out."""
+    """The gateway offers a round; what this device could bring. held: how many of the samples are held out.
+
+    classes: how many it has samples of; None in a fleet that learns labels or values.
+    """
 
     offer: Offer
     samples: int
     held: int
-    classes: int
+    classes: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,8 @@ def _offered(event: OfferSeen) -> tuple[State, list[Action]]:
     if gram is not None:
         enough = event.samples - event.held >= gram.min_samples  # sums of a single class are of use
     else:
-        enough = event.samples >= MIN_SAMPLES and event.classes >= MIN_CLASSES
+        told_apart = event.classes is None or event.classes >= MIN_CLASSES
+        enough = event.samples >= MIN_SAMPLES and told_apart
     if not enough:
         return State.IDLE, [SendAnswer(Said.TOO_FEW_SAMPLES)]
     return State.JOINING, [SendAnswer(Said.JOIN)]
