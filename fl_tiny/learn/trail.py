@@ -92,6 +92,12 @@ def follow(model: Model) -> Trail:
     return Trail(tuple(links), tail, "no more operators stand before it")
 
 
+def tail_of(model: Model) -> list[str]:
+    """The operators from the first layer that can be reached on the way back, to the output; none when none can."""
+    links, operators = follow(model).links, model.main.operators
+    return [operator.name for operator in operators[operators.index(links[-1].operator) :]] if links else []
+
+
 def _start(model: Model) -> int:
     if len(model.graphs) > 1 or any(tensor.variable for graph in model.graphs for tensor in graph.tensors):
         raise ModelError(

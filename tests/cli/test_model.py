@@ -60,17 +60,15 @@ def data(tmp_path: Path) -> Path:
 
 def test_inspect_says_what_the_model_is() -> None:
     found = json.loads(fl_tiny("inspect", SILABS / "tflite_micro_magic_wand.tflite", "--json").stdout)
-    assert set(found) == {"input", "outputs", "operators", "heads", "runtime", "runtimes"}
+    assert set(found) >= {"input", "outputs", "operators", "tail", "heads", "costs", "labels", "runtime", "runtimes"}
     assert found["runtimes"]["numpy"] is True
-    held = found["input"].pop("range")  # of the QUANTIZE behind it: scale 12.713, zero point -33
+    held = found["input_range"]  # of the QUANTIZE behind it: scale 12.713, zero point -33
     assert held == pytest.approx([-1207.7, 2034.1], abs=0.1)
-    assert found["input"] == {
-        "shape": [1, 128, 3, 1],
-        "dtype": "float32",
-        "scale": None,
-        "zero_point": None,
-        "usual_range": None,
-    }
+    assert found["usual_range"] is None
+    assert found["input"] == {"shape": [1, 128, 3, 1], "dtype": "float32", "scale": None, "zero_point": None}
+    assert found["labels"] is None
+    assert found["tail"] == ["FULLY_CONNECTED", "FULLY_CONNECTED", "SOFTMAX", "DEQUANTIZE"]
+    assert [cost["layers"] for cost in found["costs"]] == [1, 2]
     assert [each["shape"] for each in found["outputs"]] == [[1, 4]]
     assert found["operators"][-3:] == ["FULLY_CONNECTED", "SOFTMAX", "DEQUANTIZE"]
     assert found["heads"] == [
