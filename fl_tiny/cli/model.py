@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from fl_tiny.cli.sources import add_sources, opened, own_names, own_table, warn
 if TYPE_CHECKING:
     from fl_tiny.learn.head import Candidate
     from fl_tiny.learn.tflite import Model, Tensor
+    from fl_tiny.learn.train import Settings
 
 SEED = 1  # fixed: the same file and samples give the same result
 
@@ -43,6 +45,17 @@ def add(groups: Any) -> None:
     parser.add_argument("--bias-only", action="store_true", help="train the layers' biases alone, keep their weights")
     parser.add_argument(
         "--epochs", metavar="E", type=positive, help="times each sample is used (default: as measured good)"
+    )
+    parser.add_argument(
+        "--rate", metavar="R", type=_rate, help="first learning rate, or auto: tried out on the samples (default: 0.02)"
+    )
+    parser.add_argument("--optimiser", choices=("adam", "sgd"), help="sgd has momentum (default: adam)")
+    parser.add_argument("--smoothing", metavar="S", type=_share, help="share of a target spread over all classes")
+    parser.add_argument(
+        "--balanced", action="store_true", help="every class weighs the same, however many samples it has"
+    )
+    parser.add_argument(
+        "--patience", metavar="P", type=positive, help="stop after P epochs without a better loss on samples kept aside"
     )
     parser.add_argument(
         "--seed", metavar="S", type=_seed, default=SEED, help=f"of all random choices (default: {SEED})"
@@ -120,7 +133,6 @@ def personalise(args: argparse.Namespace) -> None:
     from fl_tiny.learn.head import default_layers, head_spec
     from fl_tiny.learn.loss import Task
     from fl_tiny.learn.requant import patch
-    from fl_tiny.learn.train import Settings, with_epochs
 
     began = time.monotonic()
     model = _read(args.file)
@@ -132,7 +144,7 @@ def personalise(args: argparse.Namespace) -> None:
     features, labels = features_of(model, spec, data, run_by)
     warn(data)
     progress(f"{len(labels)} samples of {spec.feature_size} features; training {spec.parameters} parameters")
-    settings = with_epochs(Settings(), args.epochs)
+    settings = _settings(args)
     outcome = judge.personalise(spec, features, labels, settings, np.random.default_rng(args.seed))
     made = model.data
     if outcome.head is not None:
@@ -235,6 +247,45 @@ def _cost_line(cost: dict[str, Any]) -> str:
         f"cost      {cost['layers']}: {cost['up']} B up and {cost['down']} B down a round, {memory:.1f} MiB to train"
         " 2,000 samples, beside 40 of Python and numpy"
     )
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    """How to train: our measured defaults, and what the command line says otherwise."""
+    from fl_tiny.learn.optimiser import Optimiser
+    from fl_tiny.learn.train import Settings
+
+    said = {
+        "epochs": args.epochs,
+        "rate": args.rate,
+        "optimiser": Optimiser(args.optimiser) if args.optimiser else None,
+        "smoothing": args.smoothing,
+        "patience": args.patience,
+    }
+    settings = replace(Settings(balanced=args.balanced), **{key: v for key, v in said.items() if v is not None})
+    return replace(settings, rate=None) if args.rate == 0 else settings
+
+
+def _rate(text: str) -> float:
+    """A rate; 0 stands for one that is tried out."""
+    if text == "auto":
+        return 0.0
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = -1.0
+    if not 0 < rate <= 10:
+        raise argparse.ArgumentTypeError(f"{text!r} is no rate above 0 and up to 10, and not auto")
+    return rate
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 0.9:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share from 0 to 0.9")
+    return share
 
 
 def _seed(text: str) -> int:

@@ -74,11 +74,6 @@ def fit(
     return [old if spec.biases_only and old.ndim > 1 else new for old, new in zip(params, done, strict=True)]
 
 
-def with_epochs(settings: Settings, epochs: int | None) -> Settings:
-    """``settings`` with another number of epochs; None leaves them."""
-    return settings if epochs is None else replace(settings, epochs=epochs)
-
-
 @dataclass(slots=True, eq=False)
 class _Task:
     """What is trained on. weights: (n,) of each sample in the loss, mean one; None: all alike."""

@@ -217,3 +217,14 @@ def test_options_out_of_range_end_with_2(model: Path, data: Path, tmp_path: Path
 @pytest.mark.parametrize("command", ["inspect", "evaluate", "personalise"])
 def test_help_has_an_example(command: str) -> None:
     assert "fl-tiny model" in fl_tiny(command, "--help").stdout.split("example:")[1]
+
+
+def test_personalise_trains_as_it_is_told(model: Path, data: Path, tmp_path: Path) -> None:
+    told = ("--rate", "auto", "--optimiser", "sgd", "--smoothing", "0.1", "--balanced", "--patience", "3")
+    asked = ("personalise", model, "--data", data, "--json", "--out")
+    found = json.loads(fl_tiny(*asked, tmp_path / "a.tflite", *told).stdout)
+    plain = json.loads(fl_tiny(*asked, tmp_path / "b.tflite").stdout)
+    assert found["before"] == plain["before"]
+    assert (tmp_path / "a.tflite").read_bytes() != (tmp_path / "b.tflite").read_bytes()
+    assert found["after"] > found["before"]
+    assert "auto" in fl_tiny(*asked, tmp_path / "c.tflite", "--rate", "much", check=2).stderr
