@@ -111,16 +111,19 @@ def status(args: argparse.Namespace) -> None:
 
 def _code(text: str) -> str:
     """The code itself, from stdin for ``-`` or from a file for ``@FILE``."""
-    from fl_tiny.errors import DataError
-
     if text == "-":
         return sys.stdin.read(1024)
-    if text.startswith("@"):
-        try:
-            with Path(text[1:]).open(encoding="utf-8") as file:
-                found = file.read(4096)
-        except (OSError, UnicodeDecodeError) as cause:
-            raise DataError(f"cannot read the code from {text[1:]}: {cause}") from cause
-        start = found.find("FL1:")  # the file may be a card's fl-tiny.toml
-        return found[start:].split('"')[0].split("\n")[0] if start >= 0 else found
-    return text
+    return read_code(Path(text[1:])) if text.startswith("@") else text
+
+
+def read_code(path: Path) -> str:
+    """The code in a file, which may be a card's fl-tiny.toml. Raises: DataError."""
+    from fl_tiny.errors import DataError
+
+    try:
+        with path.open(encoding="utf-8") as file:
+            found = file.read(4096)
+    except (OSError, UnicodeDecodeError) as cause:
+        raise DataError(f"cannot read the code from {path}: {cause}") from cause
+    start = found.find("FL1:")
+    return found[start:].split('"')[0].split("\n")[0] if start >= 0 else found

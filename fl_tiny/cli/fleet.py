@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``fl-tiny fleet``: set up many boards at once."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from fl_tiny.cli.common import command, group, positive, progress, show, table
+
+CODE_S = 3600.0  # a code made for a board lives so long
+
+
+def add(parent: Any) -> None:
+    """Declare the commands of this group."""
+    sub = group(parent, "fleet", "set up many boards at once")
+    example = "fl-tiny fleet install pi@kitchen pi@hall --gateway-dir gw --packages packages"
+    p = command(sub, "install", install, example)
+    p.add_argument("host", nargs="*", help="what ssh takes: user@host, ssh://user@host:port, a name of ssh_config")
+    p.add_argument("-i", "--hosts", type=Path, metavar="HOSTS.txt", help="more of them, one a line")
+    codes = p.add_mutually_exclusive_group(required=True)
+    codes.add_argument(
+        "--gateway-dir", type=Path, metavar="DIR", help="make a code a board from this gateway's directory"
+    )
+    codes.add_argument(
+        "--codes", type=Path, metavar="DIR2", help="take codes that `gateway pair --out DIR2` has written"
+    )
+    p.add_argument(
+        "--packages", type=Path, metavar="DIR3", help="copy packages from there (default: the board's repository)"
+    )
+    p.add_argument("--gateway", metavar="HOST:PORT", help="where boards find the gateway (default: the code's address)")
+    p.add_argument(
+        "--dir", default=None, metavar="DIR", help="the device's directory on a board (default: the package's)"
+    )
+    p.add_argument("--parallel", type=positive, default=8, metavar="N", help="boards at a time (default: 8)")
+    p.add_argument("--dry-run", action="store_true", help="look only, and say what would be done")
+    p.add_argument(
+        "--ssh-option", action="append", default=[], metavar="OPT", help="handed to ssh as -o OPT; repeatable"
+    )
+
+
+def install(args: argparse.Namespace) -> int:
+    """Install, enrol and start fl-tiny on boards over ssh; what is done already is left out."""
+    import asyncio
+
+    from fl_tiny.errors import EnvironmentFault
+    from fl_tiny.lab.rollout import DIRECTORY, Options, Row, roll_out
+
+    ssh = tuple(word for option in args.ssh_option for word in ("-o", option))
+    where = args.dir or DIRECTORY
+    options = Options(args.packages, args.gateway, where, args.parallel, args.dry_run, ssh)
+
+    def told(row: Row) -> None:
+        progress(f"{row.host}: {row.fault or ', '.join(row.did) or 'nothing to do'}")
+
+    rows = asyncio.run(roll_out(_hosts(args), options, _codes(args), told))
+    found: list[dict[str, Any]] = [
+        {"host": r.host, "os": r.os, "did": r.did, "id": r.id, "fault": r.fault or None, "seconds": r.seconds}
+        for r in rows
+    ]
+    lines = [{**row, "did": " ".join(row["did"]), "id": row["id"][:8]} for row in found]
+    show(args, found, table(lines, ("host", "os", "did", "id", "seconds", "fault")))
+    return EnvironmentFault.EXIT if any(row.fault for row in rows) else 0
+
+
+def _hosts(args: argparse.Namespace) -> list[str]:
+    """The hosts of the command line and of the file, each once. Raises: ConfigError."""
+    from fl_tiny.errors import ConfigError, DataError
+    from fl_tiny.files import read_bounded
+
+    hosts = list(args.host)
+    if args.hosts is not None:
+        lines = read_bounded(args.hosts, 1 << 20, DataError).decode("utf-8", "replace").split("\n")
+        hosts += [line.partition("#")[0].strip() for line in lines]
+    hosts = list(dict.fromkeys(host for host in hosts if host))
+    if not hosts:
+        raise ConfigError("no host is named", hint="user@host, or -i hosts.txt")
+    if wrong := next((host for host in hosts if host.startswith("-") or " " in host), None):
+        raise ConfigError(f"{wrong!r} is no host")
+    return hosts
+
+
+def _codes(args: argparse.Namespace) -> Callable[[], str]:
+    """A source of codes that nobody has used."""
+    if args.gateway_dir is not None:
+        from fl_tiny import statedir
+        from fl_tiny.gateway import setup
+
+        statedir.act_as_owner(args.gateway_dir) if args.gateway_dir.exists() else None
+        return lambda: setup.new_codes(args.gateway_dir, 1, CODE_S)[0]
+    cards = _cards(args.codes)
+    return lambda: next(cards)
+
+
+def _cards(folder: Path) -> Iterator[str]:
+    """The codes of cards, each card erased when its code is given away. Raises: DataError when there are no more."""
+    from fl_tiny.cli.device import read_code
+    from fl_tiny.errors import DataError
+
+    for card in sorted(folder.glob("*/fl-tiny.toml")):
+        code = read_code(card)
+        card.unlink()
+        yield code
+    raise DataError(f"{folder} has no more codes", hint="fl-tiny gateway pair DIR --count N --out DIR2")

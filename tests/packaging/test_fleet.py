@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`fleet install` over real sshds on loopback: enrolled by one command, again without a change, faults told apart."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.e2e.fleet import Fleet, cli
+
+from .boards import Sshd, own_state
+
+SSHD = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
+pytestmark = [
+    pytest.mark.skipif(SSHD is None or not shutil.which("ssh"), reason="openssh-server is not installed"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="boards of their own state need root"),
+]
+BOARDS = 5
+
+
+@pytest.fixture
+def sshd(tmp_path: Path) -> Iterator[Sshd]:
+    found = Sshd(tmp_path / "ssh")
+    yield found
+    found.end()
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Iterator[Fleet]:
+    found = Fleet(tmp_path)
+    yield found
+    found.end()
+
+
+def command_path(folder: Path) -> str:
+    """A search path that has `fl-tiny`, this checkout's."""
+    folder.mkdir()
+    script = folder / "fl-tiny"
+    root = Path(__file__).parents[2]
+    script.write_text(f'#!/bin/sh\nPYTHONPATH={root} exec {sys.executable} -m fl_tiny "$@"\n')
+    script.chmod(0o755)
+    return f"{folder}:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def boards(sshd: Sshd, tmp_path: Path, count: int) -> dict[str, Path]:
+    """Boards that have the command and an empty state directory each: host -> directory."""
+    Path("/var/lib/fl-tiny").mkdir(exist_ok=True)
+    path, made = command_path(tmp_path / "bin"), {}
+    for number in range(count):
+        state = tmp_path / f"board{number}"
+        state.mkdir()
+        made[sshd.add(own_state(state, path)).host] = state
+    return made
+
+
+def install(*args: object, code: int = 0) -> list[dict[str, object]]:
+    import json
+    import subprocess
+
+    from tests.e2e.fleet import COMMAND
+
+    words = [*COMMAND, "fleet", "install", *map(str, args), "--json"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == code, done.stderr
+    found: list[dict[str, object]] = json.loads(done.stdout)
+    return found
+
+
+def test_five_boards_are_enrolled_by_one_command_and_train_a_round(sshd: Sshd, fleet: Fleet, tmp_path: Path) -> None:
+    gateway = fleet.gateway("--rounds", 1, "--clients", BOARDS, "--quorum", 1, "--interval", 0)
+    made = boards(sshd, tmp_path, BOARDS)
+    common = (*made, "--gateway-dir", fleet.gw, "--gateway", f"127.0.0.1:{fleet.port}", *sshd.options)
+    plan = install(*common, "--dry-run")
+    assert all("enrol" in row["did"] and row["id"] == "" for row in plan)  # type: ignore[operator]
+    assert cli("gateway", "devices", fleet.gw) == []
+    rows = install(*common)
+    assert all("enrol" in row["did"] and row["fault"] is None for row in rows), rows  # type: ignore[operator]
+    assert {row["id"] for row in rows} == {device["id"] for device in cli("gateway", "devices", fleet.gw)}
+    again = install(*common)
+    assert [row["id"] for row in again] == [row["id"] for row in rows]
+    assert not any("enrol" in row["did"] for row in again)  # type: ignore[operator]
+    for number, state in enumerate(made.values()):
+        cli("samples", "add", state / "device", "--data", fleet.data(f"d{number}", 40, number))
+    runs = [fleet.run(state / "device", "--rounds", 1) for state in made.values()]
+    assert gateway.wait() == 0
+    assert [run.wait() for run in runs] == [0] * BOARDS
+    assert cli("gateway", "rounds", fleet.gw)[0]["received"] == BOARDS
+
+
+def test_a_board_that_is_not_there_costs_the_others_nothing(sshd: Sshd, fleet: Fleet, tmp_path: Path) -> None:
+    fleet.gateway()
+    (host,) = boards(sshd, tmp_path, 1)
+    hosts = tmp_path / "hosts.txt"
+    hosts.write_text(f"# two\n{host}\nssh://root@127.0.0.1:1  # nobody\n")
+    cli("gateway", "pair", fleet.gw, "--count", 2, "--out", tmp_path / "cards")
+    rows = install(
+        "-i", hosts, "--codes", tmp_path / "cards", "--gateway", f"127.0.0.1:{fleet.port}", *sshd.options, code=69
+    )
+    assert [bool(row["fault"]) for row in rows] == [False, True]
+    assert len(list((tmp_path / "cards").glob("*/fl-tiny.toml"))) == 1, "a code that nobody was given is still there"
+    assert np.char.str_len(str(rows[0]["id"])) == 32
