@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.e2e.fleet import Fleet, cli
+from tests.e2e.fleet import COMMAND, Fleet, cli
 
 from .boards import Sshd, own_state
 
@@ -60,11 +62,6 @@ def boards(sshd: Sshd, tmp_path: Path, count: int) -> dict[str, Path]:
 
 
 def install(*args: object, code: int = 0) -> list[dict[str, object]]:
-    import json
-    import subprocess
-
-    from tests.e2e.fleet import COMMAND
-
     words = [*COMMAND, "fleet", "install", *map(str, args), "--json"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == code, done.stderr
@@ -105,3 +102,51 @@ def test_a_board_that_is_not_there_costs_the_others_nothing(sshd: Sshd, fleet: F
     assert [bool(row["fault"]) for row in rows] == [False, True]
     assert len(list((tmp_path / "cards").glob("*/fl-tiny.toml"))) == 1, "a code that nobody was given is still there"
     assert np.char.str_len(str(rows[0]["id"])) == 32
+
+
+@pytest.fixture(scope="module")
+def ansible() -> Path:
+    """ansible-playbook in a venv of its own below build/."""
+    root = Path(__file__).parents[2]
+    folder = root / "build" / "ansible"
+    playbook = folder / "bin" / "ansible-playbook"
+    if not playbook.exists():
+        for words in (
+            [sys.executable, "-m", "venv", folder],
+            [folder / "bin/pip", "install", "-q", "ansible-core>=2.14"],
+        ):
+            done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+            if done.returncode != 0:
+                pytest.skip(f"ansible-core cannot be installed here: {done.stderr[-200:]}")
+    return playbook
+
+
+def test_the_ansible_role_enrols_a_board_once(sshd: Sshd, fleet: Fleet, tmp_path: Path, ansible: Path) -> None:
+    fleet.gateway()
+    (host,) = boards(sshd, tmp_path, 1)
+    port, key = host.rsplit(":", 1)[1], next(o for o in sshd.options if o.startswith("IdentityFile")).partition("=")[2]
+    said = "ansible_ssh_common_args='-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o IdentitiesOnly=yes'"
+    board = (
+        f"board ansible_host=127.0.0.1 ansible_port={port} ansible_user=root ansible_ssh_private_key_file={key} {said}"
+    )
+    python = f"ansible_python_interpreter={sys.executable}"
+    lines = (f"localhost ansible_connection=local {python}", "[boards]", f"{board} {python}")
+    (tmp_path / "inventory").write_text("\n".join(lines) + "\n")
+    (tmp_path / "vars.json").write_text(
+        json.dumps(
+            {
+                "fl_tiny_gateway": f"127.0.0.1:{fleet.port}",
+                "fl_tiny_gateway_dir": str(fleet.gw),
+                "fl_tiny_gateway_become": False,
+            }
+        )
+    )
+    words = [ansible, "-i", tmp_path / "inventory", "-e", f"@{tmp_path / 'vars.json'}"]
+    playbook = Path(__file__).parents[2] / "deploy/ansible/site.yml"
+    env = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "ANSIBLE_NOCOLOR": "1"}
+    for changed in ("changed=2", "changed=0"):
+        done = subprocess.run([*words, playbook], capture_output=True, text=True, timeout=200, env=env, check=False)
+        assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-500:]
+        assert changed in done.stdout
+    assert [device["name"] for device in cli("gateway", "devices", fleet.gw)] == ["board"]
+    assert "FL1:" not in done.stdout
