@@ -79,10 +79,12 @@ class Agent:
                     finally:
                         await link.close()
                 except (EnvironmentFault, RemoteError) as fault:
+                    if isinstance(fault, RemoteError) and fault.code == wire.Code.REVOKED:
+                        raise  # nothing that this board could finish would count
                     await self._finish_work()
                     if self._needs_nothing(rounds):
                         return
-                    if once or (isinstance(fault, RemoteError) and fault.code == wire.Code.REVOKED):
+                    if once:
                         raise
                     pause = jitter.uniform(0.2, 1.0) * min(BACK_OFF_S * 2**failures, BACK_OFF_LIMIT_S)
                     failures += 1
