@@ -48,9 +48,14 @@ def main() -> int:
     parser.add_argument("--musl", type=Path, help="a CPython by scripts/musl-python: build for it, run check() on it")
     parser.add_argument("--python", default=alpine_root.PYTHON, help="Python of the Alpine that the packages are for")
     parser.add_argument("--version", help="another version than pyproject.toml's, such as 0.1.1, to try upgrades")
+    parser.add_argument("--index-only", action="store_true", help="sign an index of the packages that lie in DIR")
     args = parser.parse_args()
     python = "3.11" if args.musl else args.python
     try:
+        if args.index_only:
+            make_key(args.key)
+            index(args.out, args.key)
+            return 0
         build(Build(args.out, args.key, args.musl, python, args.version, check=bool(args.musl)))
     except (Missing, RuntimeError) as fault:
         print(f"apk: {fault}", file=sys.stderr)

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Alpine: a signed repository, real apk, real init and OpenRC; with a CPython for musl a device trains there.
+
+The grade of what passes here: installs on Alpine 3.23, runs on a CPython 3.11 that we built for its musl.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from e2e.fleet import Fleet, cli, stop
+from .alpine import INSIDE, KEY, OUTSIDE, ROOT, Machine, alpine_root, apk, pack, trust
+
+STATE = "/var/lib/fl-tiny/device"
+MUSL = alpine_root.CACHE / "python-musl"
+ABSENT = ("py3-numpy=2.3.5-r0", "py3-cbor2=5.7.1-r0", "py3-pynacl=1.6.1-r0", "py3-starlette=0.49.3-r0")
+ABSENT += ("uvicorn=0.38.0-r0", "py3-segno=1.6.6-r0")
+STAND_IN = "#!/bin/sh\n# STUB for tests: no Python, a process that goes on until it is ended\nexec sleep 1000\n"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def alpine() -> Path:
+    try:
+        return alpine_root.base()
+    except alpine_root.Missing as missing:
+        pytest.skip(f"no Alpine root: {missing}")
+
+
+@pytest.fixture(scope="module")
+def work() -> Iterator[Path]:
+    """A place below build/, on the disk: a root holds device nodes, which a noexec or nodev /tmp refuses."""
+    place = alpine_root.CACHE / "tests"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    yield place
+    shutil.rmtree(place)
+
+
+def scripts_apk(out: Path, *options: str | Path) -> str:
+    """What scripts/apk says when it has made a repository."""
+    words = [ROOT / "scripts/apk", out, "--key", KEY, *options]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def repository(work: Path) -> Path:
+    scripts_apk(work / "repository")
+    return work / "repository"
+
+
+@pytest.fixture(scope="module")
+def stubs(work: Path) -> Path:
+    """A repository of what Alpine has and this machine has not, under the names and versions of Alpine 3.23."""
+    tree = work / "stub"
+    (tree / "usr/bin").mkdir(parents=True)
+    (tree / "usr/bin/python3").write_text(STAND_IN)
+    (tree / "usr/bin/python3").chmod(0o755)
+    tool = alpine_root.copy(work / "tool")
+    pack(tool, work / "stubs", tree, "python3", "3.12.12-r0")
+    for package in ABSENT:
+        name, _, version = package.partition("=")
+        pack(tool, work / "stubs", None, name, version)
+    return indexed(work / "stubs")
+
+
+def indexed(out: Path) -> Path:
+    """A signed index, by the script that a release uses."""
+    words = [ROOT / "scripts/repo_apk", out, KEY]
+    subprocess.run(words, check=True, capture_output=True, timeout=120)
+    return out
+
+
+@pytest.fixture
+def root(work: Path, repository: Path, stubs: Path) -> Iterator[Path]:
+    """An Alpine root that knows both repositories and trusts their key."""
+    place = alpine_root.copy(work / "root")
+    shutil.copytree(repository, place / "repository")
+    shutil.copytree(stubs, place / "stubs")
+    (place / "etc/apk/repositories").write_text("/repository\n/stubs\n")
+    trust(place, repository / "keys" / f"{KEY.name}.pub")
+    yield place
+    shutil.rmtree(place)
+
+
+def test_the_sums_of_an_apkbuild_are_those_of_its_files() -> None:
+    for file in (ROOT / "alpine").glob("*/APKBUILD"):
+        sums = dict(reversed(line.split()) for line in re.findall(r"^[0-9a-f]{128}  .*$", file.read_text(), re.M))
+        source = re.search(r'(?ms)^source="(.*?)"', file.read_text())
+        assert source
+        local = [name for name in source[1].split() if "$" not in name]
+        assert set(local) <= set(sums)
+        for name in local:
+            assert hashlib.sha512((file.parent / name).read_bytes()).hexdigest() == sums[name], name
+
+
+def test_the_apkbuild_is_of_the_version_that_the_checkout_has() -> None:
+    version = re.search(r'(?m)^version = "(.*)"', (ROOT / "pyproject.toml").read_text())
+    assert version
+    assert f"pkgver={version[1]}\n" in (ROOT / "alpine/fl-tiny/APKBUILD").read_text()
+
+
+def test_alpines_own_shell_reads_every_script(alpine: Path) -> None:
+    scripts = [path for path in (ROOT / "alpine").rglob("*") if path.is_file() and path.suffix != ".confd"]
+    assert len(scripts) >= 8
+    for path in [*scripts, ROOT / "scripts/abuild.ash"]:
+        alpine_root.run(alpine, "ash", "-n", f"/source/{path.relative_to(ROOT)}", binds=[(ROOT, "/source")])
+
+
+def test_both_architectures_have_the_same_signed_packages(repository: Path) -> None:
+    names = {arch: sorted(path.name for path in (repository / arch).iterdir()) for arch in ("x86_64", "aarch64")}
+    assert names["x86_64"] == names["aarch64"]
+    for part in ("fl-tiny", "fl-tiny-openrc", "fl-tiny-gateway", "fl-tiny-gateway-openrc", "fl-tiny-doc"):
+        assert f"{part}-0.1.0-r0.apk" in names["x86_64"]
+    assert (repository / "x86_64/fl-tiny-0.1.0-r0.apk").stat().st_size < 1_500_000
+
+
+def test_building_twice_gives_the_same_bytes(work: Path, repository: Path) -> None:
+    scripts_apk(work / "again")
+    for path in (repository / "x86_64").glob("fl-tiny*.apk"):
+        # An RSA signature by the same key over the same bytes is the same.
+        assert path.read_bytes() == (work / "again/x86_64" / path.name).read_bytes(), path.name
+
+
+def test_apk_refuses_the_repository_without_its_key(root: Path) -> None:
+    (root / "etc/apk/keys" / f"{KEY.name}.pub").unlink()
+    said = apk(root, "add", "fl-tiny", code=None)
+    assert "UNTRUSTED" in said and "fl-tiny (no such package)" in said
+    assert "fl-tiny" not in apk(root, "info")
+
+
+def test_apk_refuses_a_package_that_was_changed(root: Path) -> None:
+    path = root / "repository/x86_64/fl-tiny-0.1.0-r0.apk"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    apk(root, "add", "fl-tiny", code=None)
+    assert "fl-tiny\n" not in apk(root, "info")
+    assert not (root / "usr/bin/fl-tiny").exists()
+
+
+def test_installing_resolves_dependencies_and_makes_an_owned_state(root: Path) -> None:
+    said = apk(root, "add", "fl-tiny")
+    for name in ("python3", "py3-numpy", "py3-aiocoap", "fl-tiny-openrc"):
+        assert f"Installing {name} (" in said
+    assert "Installing fl-tiny-gateway" not in said
+    assert (root / "usr/lib/python3.12/site-packages/fl_tiny/lab/data/watch.tflite").exists()
+    shown = alpine_root.run(root, "stat", "-c", "%U:%G %a", STATE).stdout
+    assert shown == "fl-tiny:fl-tiny 750\n"
+    shown = alpine_root.run(root, "grep", "fl-tiny", "/etc/passwd").stdout
+    assert shown.rstrip().endswith(":/sbin/nologin")
+    assert "STUB" in alpine_root.run(root, "apk", "info", "-d", "py3-numpy").stdout
+
+
+def test_the_gateways_package_brings_its_service_and_its_pages_libraries(root: Path) -> None:
+    said = apk(root, "add", "fl-tiny-gateway")
+    for name in ("fl-tiny", "fl-tiny-gateway-openrc", "py3-starlette", "uvicorn", "py3-segno"):
+        assert f"Installing {name} (" in said
+    shown = alpine_root.run(root, "stat", "-c", "%U %a", "/var/lib/fl-tiny/gateway").stdout
+    assert shown == "fl-tiny 750\n"
+
+
+def test_an_upgrade_and_a_removal_leave_state_and_settings(work: Path, root: Path) -> None:
+    scripts_apk(work / "newer", "--version", "0.1.1")
+    apk(root, "add", "fl-tiny")
+    kept = root / STATE.lstrip("/") / "state.db"
+    kept.write_bytes(b"what a board has learnt")
+    settings = root / "etc/conf.d/fl-tiny-device"
+    settings.write_text("directory=/elsewhere\n")
+    shutil.copytree(work / "newer", root / "repository", dirs_exist_ok=True)
+    said = apk(root, "upgrade")
+    assert "Upgrading fl-tiny (0.1.0-r0 -> 0.1.1-r0)" in said
+    assert (root / "usr/lib/python3.12/site-packages/fl_tiny-0.1.1.dist-info").is_dir()
+    assert settings.read_text() == "directory=/elsewhere\n"
+    said = apk(root, "del", "fl-tiny")
+    assert "Purging fl-tiny (0.1.1-r0)" in said
+    assert kept.read_bytes() == b"what a board has learnt"
+    assert not (root / "usr/bin/fl-tiny").exists() and not (root / "etc/init.d/fl-tiny-device").exists()
+
+
+def test_openrc_starts_watches_and_stops_the_service(root: Path, repository: Path) -> None:
+    apk(root, "add", "fl-tiny")
+    machine = Machine(root, repository)
+    try:
+        machine.sh("rc-update add fl-tiny-device default")
+        said = machine.sh("rc-service fl-tiny-device start 2>&1", code=1)
+        assert "not enrolled" in said and "rc-service fl-tiny-device enroll" in said
+        assert "stopped" in machine.sh("rc-service fl-tiny-device status 2>&1", code=3)
+        machine.sh(f"echo STUB > {STATE}/state.db; echo 'respawn_delay=1' >> /etc/conf.d/fl-tiny-device")
+        machine.sh("rc-service fl-tiny-device start")
+        running = machine.until("pgrep -u fl-tiny -f 'sleep 1000'").split()[0]
+        status = machine.sh(f"cat /proc/{running}/status")
+        assert re.search(r"NoNewPrivs:\s+1", status) and re.search(r"CapEff:\s+0+\n", status)
+        assert "started" in machine.sh("rc-service fl-tiny-device status 2>&1")
+        machine.sh(f"kill -9 {running}")
+        again = machine.until(f"pgrep -u fl-tiny -f 'sleep 1000' | grep -vx {running}").split()[0]
+        assert again != running
+        machine.sh("apk del fl-tiny")
+        machine.sh("pgrep -u fl-tiny", code=1)
+        machine.sh("rc-status default | grep fl-tiny", code=1)
+    finally:
+        machine.end()
+
+
+def test_the_service_comes_up_with_the_machine(root: Path, repository: Path) -> None:
+    apk(root, "add", "fl-tiny")
+    (root / STATE.lstrip("/") / "state.db").write_text("STUB")
+    alpine_root.run(root, "rc-update", "add", "fl-tiny-device", "default")
+    machine = Machine(root, repository)
+    try:
+        machine.until("pgrep -u fl-tiny -f 'sleep 1000'")
+        assert "started" in machine.sh("rc-service fl-tiny-device status 2>&1")
+    finally:
+        machine.end()
