@@ -36,16 +36,17 @@ class Build:
     out: Path
     key: Path
     musl: Path | None
+    site: Path | None
     python: str
     version: str | None
-    check: bool
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/apk", description="Build signed .apk files and repositories.")
     parser.add_argument("out", type=Path, metavar="DIR", help="the repository: DIR/ARCH/*.apk, DIR/keys/*.rsa.pub")
     parser.add_argument("--key", type=Path, default=CACHE / "fl-tiny-test.rsa", help="RSA private key; made if absent")
-    parser.add_argument("--musl", type=Path, help="a CPython by scripts/musl-python: build for it, run check() on it")
+    parser.add_argument("--musl", type=Path, metavar="DIR", help="a CPython by scripts/musl-python: build for that")
+    parser.add_argument("--check", type=Path, metavar="SITE", help="run check() on it, with the packages in SITE")
     parser.add_argument("--python", default=alpine_root.PYTHON, help="Python of the Alpine that the packages are for")
     parser.add_argument("--version", help="another version than pyproject.toml's, such as 0.1.1, to try upgrades")
     parser.add_argument("--index-only", action="store_true", help="sign an index of the packages that lie in DIR")
@@ -56,7 +57,7 @@ def main() -> int:
             make_key(args.key)
             index(args.out, args.key)
             return 0
-        build(Build(args.out, args.key, args.musl, python, args.version, check=bool(args.musl)))
+        build(Build(args.out, args.key, args.musl, args.check, python, args.version))
     except (Missing, RuntimeError) as fault:
         print(f"apk: {fault}", file=sys.stderr)
         return 69
@@ -69,7 +70,7 @@ def build(wanted: Build) -> None:
     with tempfile.TemporaryDirectory(dir=CACHE) as name:
         work = Path(name)
         root = alpine_root.copy(work / "root")
-        binds = [*lend_python(root, wanted.musl), (source_tree(work, wanted.version), "/source"), (work, "/work")]
+        binds = [*lend_python(root, wanted), (source_tree(work, wanted.version), "/source"), (work, "/work")]
         shutil.copy(wanted.key, work / "key.rsa")
         shutil.copy(public(wanted.key), root / "etc/apk/keys" / f"{wanted.key.name}.pub")
         (work / "apk").mkdir()
@@ -105,12 +106,14 @@ def one(root: Path, package: str, binds: alpine_root.Binds, wanted: Build) -> No
     trees.mkdir(parents=True)
     words = ["ash", "/source/scripts/abuild.ash", f"/source/alpine/{package}", f"/out/{package}"]
     env = {"SOURCE_DATE_EPOCH": epoch()}
-    done = alpine_root.run(root, *words, *(["check"] if wanted.check else []), binds=binds, env=env)
+    done = alpine_root.run(root, *words, *(["check"] if wanted.site else []), binds=binds, env=env)
     for line in (done.stdout + done.stderr).splitlines():
         if re.search(r"\d+ (passed|failed|skipped)", line):
             print(f"apk: {package}: check(): {line.strip(' =')}")
-    if not wanted.check:
-        print(f"apk: SKIPPED check() of {package}: it runs on the musl CPython, with --musl", file=sys.stderr)
+    if not wanted.site:
+        print(
+            f"apk: SKIPPED check() of {package}: it runs on the musl CPython, with --musl and --check", file=sys.stderr
+        )
     for described in sorted(trees.glob(".*")):
         if described.is_file():
             assemble(root, trees / described.name[1:], described.read_text(), binds, wanted)
@@ -155,16 +158,16 @@ def for_python(tree: Path, python: str) -> None:
             shutil.rmtree(tree / "usr")
 
 
-def lend_python(root: Path, musl: Path | None) -> list[tuple[Path, str]]:
+def lend_python(root: Path, wanted: Build) -> list[tuple[Path, str]]:
     """Make ``python3`` work in the root: the musl CPython, or this machine's with its own libc, through its loader."""
     tools = CACHE / "tools"
     if not tools.is_dir():
         _pip("--target", tools, *TOOLS)
     command = root / "usr/bin/python3"
-    if musl:
-        subprocess.run(["cp", "-a", f"{musl.resolve()}/usr/.", root / "usr"], check=True)
-        (root / "usr/lib/python3.11/site-packages/tools.pth").write_text("/tools\n")
-        return [(tools, "/tools")]
+    if wanted.musl:
+        subprocess.run(["cp", "-a", f"{wanted.musl.resolve()}/usr/.", root / "usr"], check=True)
+        (root / "usr/lib/python3.11/site-packages/tools.pth").write_text("/tools\n/site\n")
+        return [(tools, "/tools"), (wanted.site.resolve() if wanted.site else tools, "/site")]
     own = Path(sys.base_prefix).resolve()
     name = f"python{sys.version_info.major}.{sys.version_info.minor}"
     loader = next(iter(sorted(Path("/lib64").glob("ld-linux-*.so.2"))), None)

@@ -19,7 +19,9 @@ LINK = "flt-alpine"
 BOOT_S = 60.0
 KEY = alpine_root.CACHE / "fl-tiny-test.rsa"
 _STUBBED = "STUB for tests: Alpine has this package, this machine does not"
-_INTERFACES = f"auto lo\niface lo inet loopback\nauto eth0\niface eth0 inet static\n\taddress {INSIDE}\n\tnetmask {MASK}\n"
+_INTERFACES = (
+    f"auto lo\niface lo inet loopback\nauto eth0\niface eth0 inet static\n\taddress {INSIDE}\n\tnetmask {MASK}\n"
+)
 # Services of the carrier's disk that would touch the host's clock, modules or settings, or wait for its agent.
 _LEFT_OUT = ("hwclock", "modules", "sysctl", "quicksand-guest-agent", "setup-dns", "dmesg", "devfs")
 _START = """
@@ -57,9 +59,8 @@ def pack(work: Path, out: Path, tree: Path | None, name: str, version: str, desc
 class Machine:
     """Alpine that has booted; it ends, with all its processes and mounts, when ``end`` is called or the tests die."""
 
-    def __init__(self, root: Path, repository: Path) -> None:
+    def __init__(self, root: Path) -> None:
         self.root = root
-        shutil.copytree(repository, root / "repository", dirs_exist_ok=True)
         inittab = (root / "etc/inittab").read_text().splitlines(keepends=True)
         (root / "etc/inittab").write_text("".join(line for line in inittab if not line.startswith("tty")))
         (root / "etc/network/interfaces").write_text(_INTERFACES)
@@ -134,4 +135,6 @@ class Machine:
         assert self.process.stdin
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
-        self.until("[ -s /run/openrc/softlevel ] && grep -qx default /run/openrc/softlevel && ! pgrep -x openrc", BOOT_S)
+        self.until(
+            "[ -s /run/openrc/softlevel ] && grep -qx default /run/openrc/softlevel && ! pgrep -x openrc", BOOT_S
+        )

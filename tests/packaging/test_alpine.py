@@ -11,18 +11,26 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from e2e.fleet import Fleet, cli
 
-from e2e.fleet import Fleet, cli, stop
-from .alpine import INSIDE, KEY, OUTSIDE, ROOT, Machine, alpine_root, apk, pack, trust
+from .alpine import KEY, OUTSIDE, ROOT, Machine, alpine_root, apk, pack, trust
 
 STATE = "/var/lib/fl-tiny/device"
 MUSL = alpine_root.CACHE / "python-musl"
 ABSENT = ("py3-numpy=2.3.5-r0", "py3-cbor2=5.7.1-r0", "py3-pynacl=1.6.1-r0", "py3-starlette=0.49.3-r0")
 ABSENT += ("uvicorn=0.38.0-r0", "py3-segno=1.6.6-r0")
+WHEELS = ("numpy==1.26.4", "cbor2==5.7.1", "pynacl==1.6.0", "cffi==2.0.0", "pycparser==2.23", "pytest==8.4.2")
+WHEELS += ("hypothesis==6.148.2", "packaging==25.0")
+CONTENTS = {  # what a package of the tests holds of those wheels
+    "py3-numpy=1.26.4-r0": ("numpy", "numpy.libs"),
+    "py3-cbor2=5.7.1-r0": ("cbor2", "_cbor2*"),
+    "py3-pynacl=1.6.0-r0": ("nacl", "cffi", "_cffi_backend*", "pycparser", "pynacl.libs", "cffi.libs"),
+}
 STAND_IN = "#!/bin/sh\n# STUB for tests: no Python, a process that goes on until it is ended\nexec sleep 1000\n"
 
 
@@ -187,9 +195,9 @@ def test_an_upgrade_and_a_removal_leave_state_and_settings(work: Path, root: Pat
     assert not (root / "usr/bin/fl-tiny").exists() and not (root / "etc/init.d/fl-tiny-device").exists()
 
 
-def test_openrc_starts_watches_and_stops_the_service(root: Path, repository: Path) -> None:
+def test_openrc_starts_watches_and_stops_the_service(root: Path) -> None:
     apk(root, "add", "fl-tiny")
-    machine = Machine(root, repository)
+    machine = Machine(root)
     try:
         machine.sh("rc-update add fl-tiny-device default")
         said = machine.sh("rc-service fl-tiny-device start 2>&1", code=1)
@@ -205,19 +213,104 @@ def test_openrc_starts_watches_and_stops_the_service(root: Path, repository: Pat
         again = machine.until(f"pgrep -u fl-tiny -f 'sleep 1000' | grep -vx {running}").split()[0]
         assert again != running
         machine.sh("apk del fl-tiny")
-        machine.sh("pgrep -u fl-tiny", code=1)
+        machine.until("! pgrep -u fl-tiny")
         machine.sh("rc-status default | grep fl-tiny", code=1)
     finally:
         machine.end()
 
 
-def test_the_service_comes_up_with_the_machine(root: Path, repository: Path) -> None:
+def test_the_service_comes_up_with_the_machine(root: Path) -> None:
     apk(root, "add", "fl-tiny")
     (root / STATE.lstrip("/") / "state.db").write_text("STUB")
     alpine_root.run(root, "rc-update", "add", "fl-tiny-device", "default")
-    machine = Machine(root, repository)
+    machine = Machine(root)
     try:
         machine.until("pgrep -u fl-tiny -f 'sleep 1000'")
         assert "started" in machine.sh("rc-service fl-tiny-device status 2>&1")
     finally:
         machine.end()
+
+
+@pytest.fixture(scope="module")
+def musl(request: pytest.FixtureRequest) -> Path:
+    """The CPython for musl: built once, since it takes six minutes."""
+    stamp = subprocess.run(["cksum"], stdin=(ROOT / "scripts/musl-python").open(), capture_output=True, check=True)
+    if (MUSL / "stamp").exists() and (MUSL / "stamp").read_bytes() == stamp.stdout:
+        return MUSL
+    if "not full" in request.config.getoption("-m"):
+        pytest.skip(
+            f"no CPython for musl yet: scripts/musl-python {MUSL.relative_to(ROOT)} builds it, or the full form"
+        )
+    subprocess.run([ROOT / "scripts/musl-python", MUSL], check=True, timeout=3000)
+    return MUSL
+
+
+@pytest.fixture(scope="module")
+def site() -> Path:
+    """numpy and the rest for musl, from wheels, with pytest for check()."""
+    place = alpine_root.CACHE / f"site-{hashlib.sha256(repr(WHEELS).encode()).hexdigest()[:8]}"
+    if not place.is_dir():
+        words = [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--target", place]
+        words += ["--only-binary=:all:", "--implementation=cp", "--python-version=3.11"]
+        words += ["--abi=cp311", "--abi=abi3", "--abi=none", "--platform=musllinux_1_2_x86_64"]
+        subprocess.run([*words, "--platform=musllinux_1_1_x86_64", "--platform=any", *WHEELS], check=True, timeout=600)
+    return place
+
+
+@pytest.fixture
+def musl_root(work: Path, musl: Path, site: Path) -> Iterator[Path]:
+    """An Alpine root with a repository of our packages for the musl CPython, and one of what they need."""
+    scripts_apk(work / "ours", "--musl", musl)
+    tool = alpine_root.copy(work / "musl-tool")
+    pack(tool, work / "needed", musl, "python3", "3.11.2-r0", "CPython for tests, built from Debian's sources")
+    for package, parts in CONTENTS.items():
+        name, _, version = package.partition("=")
+        tree = work / name / "usr/lib/python3.11/site-packages"
+        tree.mkdir(parents=True)
+        for found in [path for part in parts for path in site.glob(part)]:
+            subprocess.run(["cp", "-a", found, tree], check=True)
+        pack(tool, work / "needed", work / name, name, version, "a wheel for tests")
+    place = alpine_root.copy(work / "musl-root")
+    shutil.copytree(work / "ours", place / "repository")
+    shutil.copytree(indexed(work / "needed"), place / "stubs")
+    (place / "etc/apk/repositories").write_text("/repository\n/stubs\n")
+    trust(place, work / "ours/keys" / f"{KEY.name}.pub")
+    yield place
+
+
+def test_a_device_on_alpine_trains_in_a_round_and_is_removed(work: Path, musl_root: Path) -> None:
+    machine = Machine(musl_root)
+    fleet = Fleet(work)
+    try:
+        gateway = fleet.gateway("--clients", 1, "--interval", 3600, bind=f"{OUTSIDE}:0")
+        machine.sh("apk add fl-tiny && rc-update add fl-tiny-device default")
+        assert "not enrolled" in machine.sh("rc-service fl-tiny-device start 2>&1", code=1)
+        code = cli("gateway", "pair", fleet.gw)["code"]
+        machine.sh("rc-service fl-tiny-device enroll", stdin=code)
+        assert machine.sh(f"stat -c %U:%a {STATE}/secret/psk") == "fl-tiny:600\n"
+        shutil.copy(fleet.data("alpine", 60, 0), musl_root / "var/tmp/samples.npz")
+        added = machine.sh(f"fl-tiny samples add {STATE} --data /var/tmp/samples.npz --json 2>/dev/null")
+        assert json.loads(added)["added"] == 60
+        machine.sh("rc-service fl-tiny-device start")
+        gateway.event("round", state="published", updates=1)
+        published = cli("gateway", "rounds", fleet.gw)
+        assert published[-1]["received"] == 1
+        machine.until(f"fl-tiny device status {STATE} --json 2>/dev/null | grep -q '\"rounds\": 1'")
+        assert "started" in machine.sh("rc-service fl-tiny-device status")
+        machine.end()
+        machine = Machine(musl_root)  # as after a power cut
+        machine.until("rc-service fl-tiny-device status | grep started")
+        machine.sh("apk del fl-tiny")
+        machine.until("! pgrep -u fl-tiny")
+        machine.sh(f"[ ! -e /usr/bin/fl-tiny ] && [ -s {STATE}/state.db ]")
+    finally:
+        fleet.end()
+        machine.end()
+
+
+@pytest.mark.full
+def test_the_fast_tests_pass_on_musl(work: Path, musl: Path, site: Path) -> None:
+    said = scripts_apk(work / "checked", "--musl", musl, "--check", site)
+    passed = re.search(r"fl-tiny: check\(\): (\d+) passed", said)
+    assert passed and int(passed[1]) > 300, said
+    assert (work / "checked/x86_64/fl-tiny-pyc-0.1.0-r0.apk").exists()
