@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,6 +37,8 @@ STAND_IN = "#!/bin/sh\n# STUB for tests: no Python, a process that goes on until
 
 @pytest.fixture(scope="module", autouse=True)
 def alpine() -> Path:
+    needed = ("qemu-utils", "qemu-user-static", "e2fsprogs", "openssl", "iproute2")
+    subprocess.run([ROOT / "scripts/setup", "tflite,gateway,dev", *needed], check=True, capture_output=True)
     try:
         return alpine_root.base()
     except alpine_root.Missing as missing:
@@ -78,6 +81,7 @@ def stubs(work: Path) -> Path:
     for package in ABSENT:
         name, _, version = package.partition("=")
         pack(tool, work / "stubs", None, name, version)
+    shutil.copytree(work / "stubs/x86_64", work / "stubs/aarch64")
     return indexed(work / "stubs")
 
 
@@ -314,3 +318,89 @@ def test_the_fast_tests_pass_on_musl(work: Path, musl: Path, site: Path) -> None
     passed = re.search(r"fl-tiny: check\(\): (\d+) passed", said)
     assert passed and int(passed[1]) > 300, said
     assert (work / "checked/x86_64/fl-tiny-pyc-0.1.0-r0.apk").exists()
+
+
+def test_the_packages_install_on_aarch64_under_qemu(work: Path, repository: Path, stubs: Path) -> None:
+    try:
+        alpine_root.register_qemu()
+        place = alpine_root.copy(work / "aarch64-root", "aarch64")
+    except alpine_root.Missing as missing:
+        pytest.skip(f"no aarch64 here: {missing}")
+    trust(place, repository / "keys" / f"{KEY.name}.pub")
+    binds = [(repository, "/repository"), (stubs, "/stubs")]
+    (place / "etc/apk/repositories").write_text("/repository\n/stubs\n")
+    assert apk(place, "--print-arch") == "aarch64\n"
+    assert "Installing fl-tiny-openrc (" in apk(place, "add", "fl-tiny", binds=binds)
+    assert alpine_root.run(place, "stat", "-c", "%U %a", STATE).stdout == "fl-tiny 750\n"
+    alpine_root.run(place, "rc-update", "add", "fl-tiny-device", "default")
+    said = alpine_root.run(place, "rc-service", "fl-tiny-device", "describe")
+    assert "Enrol this board" in said.stdout + said.stderr
+
+
+def test_an_images_overlay_is_the_same_bytes_twice_and_starts_what_it_needs(work: Path, alpine: Path) -> None:
+    made = work / "overlay"
+    made.mkdir()
+    binds = [(ROOT / "alpine", "/alpine"), (made, "/made")]
+    script = "cd /made && ash /alpine/genapkovl-fl-tiny.sh board && sha256sum board.apkovl.tar.gz"
+    place = alpine_root.copy(work / "overlay-root")
+    sums = {
+        alpine_root.run(place, "sh", "-ec", script, binds=binds, env={"TZ": zone}).stdout for zone in ("UTC", "X-5")
+    }
+    assert len(sums) == 1
+    with tarfile.open(made / "board.apkovl.tar.gz") as overlay:
+        found = {member.name: member for member in overlay.getmembers()}
+        world = overlay.extractfile("etc/apk/world")
+        assert world and "fl-tiny" in world.read().decode().split()
+    assert "etc/.default_boot_services" in found and list(found) == sorted(found)
+    assert {(member.uid, member.gid, member.mtime) for member in found.values()} == {(0, 0, 0)}
+    for service, level in (("fl-tiny-data", "boot"), ("networking", "boot"), ("fl-tiny-device", "default")):
+        assert found[f"etc/runlevels/{level}/{service}"].linkname == f"/etc/init.d/{service}"
+    assert found["etc/init.d/fl-tiny-data"].mode == 0o755
+
+
+@pytest.mark.parametrize(("arch", "rests_on"), [("aarch64", "rpi"), ("x86_64", "standard")])
+def test_mkimage_finds_a_profile_for_both_architectures(alpine: Path, arch: str, rests_on: str) -> None:
+    script = f"profile_{rests_on}() {{ apks=alpine-base; }}; ARCH={arch}; . /alpine/mkimg.fl_tiny.sh; profile_fl_tiny; "
+    script += 'echo "$apks|$apkovl|$hostname|$arch"; ls "/alpine/$apkovl"'
+    said = alpine_root.run(alpine, "ash", "-ec", script, binds=[(ROOT / "alpine", "/alpine")]).stdout
+    apks, _, hostname, arches = said.splitlines()[0].split("|")
+    assert {"alpine-base", "fl-tiny", "e2fsprogs"} <= set(apks.split()) and hostname == "fl-tiny" and arch in arches
+    # Where mkimage looks for profiles: sed -n 's/^profile_\(.*\)() {$/\1/p' mkimg.*.sh
+    assert re.search(r"(?m)^profile_fl_tiny\(\) \{$", (ROOT / "alpine/mkimg.fl_tiny.sh").read_text())
+
+
+@pytest.fixture
+def disk(work: Path) -> Iterator[Path]:
+    """An empty block device of 32 MiB."""
+    image = work / "data.img"
+    with image.open("wb") as file:
+        file.truncate(32 << 20)
+    done = subprocess.run(["losetup", "--find", "--show", image], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"no loop device: {done.stderr.strip()}")
+    yield Path(done.stdout.strip())
+    subprocess.run(["losetup", "--detach", done.stdout.strip()], check=True)
+    image.unlink()
+
+
+def test_an_image_keeps_its_state_on_a_partition_and_touches_none_that_is_used(root: Path, disk: Path) -> None:
+    shutil.copy(ROOT / "alpine/fl-tiny-data.initd", root / "etc/init.d/fl-tiny-data")
+    (root / "etc/init.d/fl-tiny-data").chmod(0o755)
+    (root / "etc/conf.d/fl-tiny-data").write_text("data_device=/dev/data\n")
+    machine = Machine(root)
+    try:
+        machine.sh(f"mknod /dev/data b 7 {disk.name.removeprefix('loop')}")
+        said = machine.sh("rc-service fl-tiny-data start 2>&1", code=1)
+        assert "The package fl-tiny is not installed" in said
+        machine.sh("apk add fl-tiny && printf used | dd of=/dev/data bs=1 seek=4096 conv=notrunc")
+        said = machine.sh("rc-service fl-tiny-data start 2>&1", code=1)
+        assert "holds data" in said
+        assert machine.sh("dd if=/dev/data bs=1 skip=4096 count=4 2>/dev/null") == "used"
+        machine.sh("dd if=/dev/zero of=/dev/data bs=4k count=4 conv=notrunc; rc-service fl-tiny-data start")
+        assert "/var/lib/fl-tiny ext4" in machine.sh("cat /proc/mounts")
+        assert machine.sh(f"stat -c %U:%a {STATE}") == "fl-tiny:750\n"
+        machine.sh(f"echo kept > {STATE}/mark; rc-service fl-tiny-data stop; rc-service fl-tiny-data start")
+        assert machine.sh(f"cat {STATE}/mark") == "kept\n"
+        machine.sh("rc-service fl-tiny-data stop")
+    finally:
+        machine.end()
