@@ -25,7 +25,7 @@ WHEELS = {  # architecture: platform tag, SHA-256 of the wheel
     "x86_64": ("manylinux_2_17_x86_64", "d8ec6d51e0cdca447127bf4fb0855f7972848fc3533761092a7c4a42af8313cd"),
     "aarch64": ("manylinux_2_17_aarch64", "824b46d4d429395fc7d2bd8f3452de3d4c1294bb487913964239865c3518bae6"),
 }
-SAID = 30  # lines of a failed command that are shown
+SAID = 20  # lines of each stream of a failed command that are shown
 _BINFMT = Path("/proc/sys/fs/binfmt_misc")
 
 Binds = Sequence[tuple[Path, str]]
@@ -101,7 +101,7 @@ def run(
         env=clean,
     )
     if code is not None and done.returncode != code:
-        said = "\n".join((done.stdout + done.stderr).splitlines()[-SAID:])
+        said = "\n".join(done.stdout.splitlines()[-SAID:] + done.stderr.splitlines()[-SAID:])
         raise RuntimeError(f"{' '.join(map(str, words))}: exit {done.returncode}\n{said}")
     return done
 
