@@ -301,6 +301,10 @@ def test_a_device_on_alpine_trains_in_a_round_and_is_removed(work: Path, musl_ro
         assert published[-1]["received"] == 1
         machine.until(f"fl-tiny device status {STATE} --json 2>/dev/null | grep -q '\"rounds\": 1'")
         assert "started" in machine.sh("rc-service fl-tiny-device status")
+        resident = machine.sh("awk '/VmRSS/ {print $2}' /proc/$(pgrep -u fl-tiny -f 'device run')/status")
+        installed = machine.sh("apk info -s fl-tiny py3-aiocoap")
+        print(f"idle agent: {resident.strip()} KiB resident; {installed}")
+        assert int(resident) < 32_000
         machine.end()
         machine = Machine(musl_root)  # as after a power cut
         machine.until("rc-service fl-tiny-device status | grep started")
