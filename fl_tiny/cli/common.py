@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Siz
 from typing import Any, TypeVar
 
 from fl_tiny.config import RUNTIMES
+from fl_tiny.errors import EnvironmentFault
 
 Command = Callable[[argparse.Namespace], int | None]
 B = TypeVar("B", bound=Sized)
@@ -38,6 +39,24 @@ def runtime_option(parser: argparse.ArgumentParser) -> None:
     """Declare ``--runtime``: None lets what is installed decide."""
     what = "what runs the model (default: the first of these that is installed)"
     parser.add_argument("--runtime", choices=RUNTIMES, help=what)
+
+
+def if_needed_option(parser: argparse.ArgumentParser, already: str) -> None:
+    """Declare ``--if-needed``, for whoever starts a container or a service and cannot know whether it is the first."""
+    parser.add_argument(
+        "--if-needed", action="store_true", help=f"exit 0, changing nothing, when DIR {already} already"
+    )
+
+
+def running_option(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--running``, for health checks."""
+    parser.add_argument("--running", action="store_true", help="exit 69 unless DIR's daemon runs; for a health check")
+
+
+def must_run(args: argparse.Namespace, running: bool) -> None:
+    """Raises: EnvironmentFault when ``--running`` was given and no daemon runs in DIR."""
+    if args.running and not running:
+        raise EnvironmentFault(f"{args.dir}: its daemon does not run")
 
 
 def group(parent: Any, name: str, summary: str) -> Any:

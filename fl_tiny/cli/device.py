@@ -9,7 +9,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fl_tiny.cli.common import command, events, group, runtime_option, show
+from fl_tiny.cli.common import (
+    command,
+    events,
+    group,
+    if_needed_option,
+    must_run,
+    running_option,
+    runtime_option,
+    show,
+)
 
 
 def add(parent: Any) -> None:
@@ -20,6 +29,7 @@ def add(parent: Any) -> None:
     p.add_argument("--code", required=True, metavar="CODE|-|@FILE", help="the pairing code; -: from stdin; @FILE")
     p.add_argument("--gateway", metavar="HOST:PORT", help="where the gateway is (default: the address in the code)")
     p.add_argument("--name", help="what the operator sees for this board, such as kitchen")
+    if_needed_option(p, "is enrolled")
     p = command(sub, "run", run, "fl-tiny device run dev")
     p.add_argument("dir", type=Path)
     until = p.add_mutually_exclusive_group()
@@ -28,6 +38,7 @@ def add(parent: Any) -> None:
     runtime_option(p)
     p = command(sub, "status", status, "fl-tiny device status dev --json")
     p.add_argument("dir", type=Path)
+    running_option(p)
 
 
 def enroll(args: argparse.Namespace) -> None:
@@ -35,12 +46,13 @@ def enroll(args: argparse.Namespace) -> None:
     import asyncio
 
     from fl_tiny import statedir
-    from fl_tiny.device.enrol import enrol
+    from fl_tiny.device.enrol import enrol, enrolled
 
-    code = _code(args.code)
     if args.dir.exists():
         statedir.act_as_owner(args.dir)
-    done = asyncio.run(enrol(args.dir, code, args.gateway, args.name))
+    done = enrolled(args.dir) if args.if_needed else None  # before the code is read: it may be gone by now
+    if done is None:
+        done = asyncio.run(enrol(args.dir, _code(args.code), args.gateway, args.name))
     text = f"enrolled as {done.id} with {done.gateway}, model {done.model}\nnext: fl-tiny device run {args.dir}"
     show(args, {"id": done.id, "gateway": done.gateway, "model": done.model}, text)
 
@@ -97,9 +109,11 @@ def status(args: argparse.Namespace) -> None:
         statedir.act_as_owner(args.dir)
     store = DeviceStore.open(args.dir / statedir.DATABASE)
     kept = store.kept()
+    running = statedir.is_running(args.dir)
+    must_run(args, running)
     found = {
         "id": store.get("did").hex(),
-        "state": "running" if statedir.is_running(args.dir) else "stopped",
+        "state": "running" if running else "stopped",
         "gateway": store.get("gateway"),
         "rounds": store.rounds,
         "samples": store.sample_count()[0],

@@ -8,7 +8,18 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from fl_tiny.cli.common import command, duration, events, group, progress, show, table
+from fl_tiny.cli.common import (
+    command,
+    duration,
+    events,
+    group,
+    if_needed_option,
+    must_run,
+    progress,
+    running_option,
+    show,
+    table,
+)
 
 TASKS = ("classification", "multi-label", "regression")  # learn/loss.py; help needs no numpy
 
@@ -30,6 +41,7 @@ def add(parent: Any) -> None:
     )
     p.add_argument("--labels", type=Path, metavar="L.txt", help="names of the classes, one a line")
     p.add_argument("--preprocess", type=Path, metavar="P.toml", help="how files become inputs (default: DIR's table)")
+    if_needed_option(p, "is a gateway")
     p = command(sub, "run", run, "fl-tiny gateway run gw --web 127.0.0.1:8080 --clients 10 --interval 600")
     p.add_argument("dir", type=Path)
     p.add_argument("--bind", metavar="HOST:PORT", help="where to listen (default: [::]:5684, both IPv6 and IPv4)")
@@ -52,9 +64,11 @@ def add(parent: Any) -> None:
     for name, run_it, example in (
         ("devices", devices, "fl-tiny gateway devices gw --json"),
         ("rounds", rounds, "fl-tiny gateway rounds gw"),
-        ("status", status, "fl-tiny gateway status gw --json"),
     ):
         command(sub, name, run_it, example).add_argument("dir", type=Path)
+    p = command(sub, "status", status, "fl-tiny gateway status gw --json")
+    p.add_argument("dir", type=Path)
+    running_option(p)
     for name, run_it in (("revoke", revoke), ("forget", forget)):
         p = command(sub, name, run_it, f"fl-tiny gateway {name} gw kitchen")
         p.add_argument("dir", type=Path)
@@ -70,7 +84,9 @@ def init(args: argparse.Namespace) -> None:
     from fl_tiny.learn.loss import Task
 
     wanted = setup.Wanted(args.layers, Task(args.task) if args.task else None, args.bias_only, args.preprocess)
-    made = setup.initialise(args.dir, args.model, args.labels, wanted)
+    made = (setup.initialised(args.dir) if args.if_needed else None) or setup.initialise(
+        args.dir, args.model, args.labels, wanted
+    )
     text = (
         f"{args.dir} is a gateway for {made.model}, training its last {made.layers} layers\n"
         f"model key {made.model_key}\nnext: fl-tiny gateway run {args.dir}, and fl-tiny gateway pair {args.dir}"
@@ -143,7 +159,9 @@ def status(args: argparse.Namespace) -> None:
     from fl_tiny.gateway import setup
 
     store = _store(args.dir)
-    found = setup.summary(store, statedir.is_running(args.dir))
+    running = statedir.is_running(args.dir)
+    must_run(args, running)
+    found = setup.summary(store, running)
     show(args, found, "\n".join(f"{key:8} {value}" for key, value in found.items()))
 
 

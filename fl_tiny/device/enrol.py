@@ -31,6 +31,21 @@ class EnrolledAs:
     model: str
 
 
+def enrolled(directory: Path) -> EnrolledAs | None:
+    """As what DIR is enrolled; None when it is not, or not to the end."""
+    path = directory / statedir.DATABASE
+    if not path.exists():
+        return None
+    store = DeviceStore.create(path)
+    try:
+        if store.get("enrolled") is None:
+            return None
+        manifest = wire.decode(wire.Manifest, signed.payload_of(store.get("manifest")))
+        return EnrolledAs(store.get("did").hex(), store.get("gateway"), manifest.name)
+    finally:
+        store.close()
+
+
 async def enrol(directory: Path, code_text: str, gateway: str | None, name: str | None) -> EnrolledAs:
     """Enrol DIR. Every step may be cut: the same code and DIR go on where they were.
 
@@ -38,7 +53,7 @@ async def enrol(directory: Path, code_text: str, gateway: str | None, name: str 
     or expired, or nobody answers; EnvironmentFault.
     """
     settings = config.load(directory / statedir.SETTINGS, config.DeviceSettings)
-    if _is_enrolled(directory):
+    if enrolled(directory):
         raise ConfigError(f"{directory} is enrolled already", hint="a device's identity is never overwritten")
     code = pairing.from_text(code_text)
     where = gateway or settings.gateway or code.address
@@ -90,17 +105,6 @@ async def _fetch(directory: Path, link: Link, told: wire.Enrolled, where: str) -
     store.close()
     log.info("enrolled device=%s gateway=%s model=%s", told.did.hex()[:8], where, model.manifest.name)
     return EnrolledAs(told.did.hex(), where, model.manifest.name)
-
-
-def _is_enrolled(directory: Path) -> bool:
-    path = directory / statedir.DATABASE
-    if not path.exists():
-        return False
-    store = DeviceStore.create(path)
-    try:
-        return store.get("enrolled") is not None
-    finally:
-        store.close()
 
 
 def _device_key(directory: Path) -> bytes:

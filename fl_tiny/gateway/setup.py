@@ -56,6 +56,18 @@ class Wanted:
     table_file: Path | None = None
 
 
+def initialised(directory: Path) -> Initialised | None:
+    """As what DIR was initialised; None when it was not."""
+    if not (directory / statedir.DATABASE).exists():
+        return None
+    store = Store.open(directory / statedir.DATABASE)
+    try:
+        manifest = wire.decode(wire.Manifest, signed.payload_of(store.get("manifest")))
+        return Initialised(manifest.name, manifest.layers, hashlib.sha256(store.get("model_pk")).hexdigest())
+    finally:
+        store.close()
+
+
 def initialise(directory: Path, model_file: Path, labels_file: Path | None, wanted: Wanted) -> Initialised:
     """Make DIR a gateway for this model: keys, signed manifest, version 0 of the head. All or nothing.
 

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``fl-tiny config``: check a file of settings without using it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from fl_tiny.cli.common import command, group, show
+
+ADDRESSES = ("gateway", "bind", "web", "advertise")  # settings that are HOST:PORT
+
+
+def add(parent: Any) -> None:
+    """Declare the commands of this group."""
+    sub = group(parent, "config", "check a file of settings")
+    p = command(sub, "check", check, "fl-tiny config check fl-tiny.toml --role device")
+    p.add_argument("file", type=Path)
+    p.add_argument("--role", choices=("device", "gateway"), help="whose settings (default: whichever they suit)")
+
+
+def check(args: argparse.Namespace) -> None:
+    """Say whether a file of settings can be used, or every fault in it."""
+    from fl_tiny import config
+    from fl_tiny.errors import ConfigError
+
+    if not args.file.is_file():
+        raise ConfigError(f"{args.file} is not a file", hint="without one every setting has its default")
+    kinds = {"device": config.DeviceSettings, "gateway": config.GatewaySettings}
+    faults = []
+    for role in [args.role] if args.role else kinds:
+        try:
+            _check_addresses(args.file, config.load(args.file, kinds[role]))
+        except ConfigError as fault:
+            faults.append(fault)
+        else:
+            show(args, {"ok": True, "role": role}, f"{args.file}: right for a {role}")
+            return
+    raise min(faults, key=lambda fault: fault.what.count("unknown key"))  # the role that it was likely meant for
+
+
+def _check_addresses(file: Path, settings: object) -> None:
+    """Raises: ConfigError for the addresses that nobody could use; loading leaves them to who uses them."""
+    from fl_tiny import config
+    from fl_tiny.errors import ConfigError
+
+    faults = []
+    for key in ADDRESSES:
+        value = getattr(settings, key, None)
+        try:
+            config.address(value or "localhost", 0)
+        except ConfigError as fault:
+            faults.append(f"{key}: {fault}")
+    if faults:
+        raise ConfigError(f"{file}: " + "; ".join(faults))
