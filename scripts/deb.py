@@ -79,7 +79,7 @@ def packages(version: str) -> list[Package]:
         "federated learning of the last layers of int8 TFLite models: gateway service",
         role="gateway",
         depends=(f"fl-tiny (= {version})",),
-        recommends=("python3-starlette", "python3-uvicorn", "python3-segno"),
+        recommends=("python3-starlette", "python3-click", "python3-h11", "python3-segno"),
         units=("fl-tiny-gateway.service",),
     )
     runtime = [
@@ -104,6 +104,8 @@ def stage(package: Package, tree: Path) -> None:
             copied(ROOT / "docs" / page, tree / "usr/share/doc/fl-tiny" / page)
         copied(ROOT / "deploy/systemd/sysusers.d/fl-tiny.conf", tree / "usr/lib/sysusers.d/fl-tiny.conf")
         shutil.copytree(ROOT / "deploy/systemd/fl-tiny-.service.d", tree / UNITS / "fl-tiny-.service.d")
+    if package.role == "gateway":
+        unpacked("uvicorn", tree / HOME)  # Debian 12's is too old for the page
     if package.role:
         tmpfiles = f"{package.name}.conf"
         copied(ROOT / "deploy/systemd/tmpfiles.d" / tmpfiles, tree / "usr/lib/tmpfiles.d" / tmpfiles)
