@@ -21,6 +21,7 @@ LEVEL = {  # docs/architecture.md, "Who may import whom": a module imports from 
     "statedir": 2,
     "files": 2,
     "labels": 2,
+    "notify": 2,
     "database": 2,
     "net": 2,
     "protocol": 1,

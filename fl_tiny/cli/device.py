@@ -35,6 +35,7 @@ def add(parent: Any) -> None:
     until = p.add_mutually_exclusive_group()
     until.add_argument("--once", action="store_true", help="take part in what is open, then exit (for a timer)")
     until.add_argument("--rounds", type=int, metavar="N", help="exit 0 once DIR has N counted rounds")
+    p.add_argument("--background", action="store_true", help="train in what other programs leave of CPU and disk")
     runtime_option(p)
     p = command(sub, "status", status, "fl-tiny device status dev --json")
     p.add_argument("dir", type=Path)
@@ -75,13 +76,15 @@ def run(args: argparse.Namespace) -> None:
 
         chosen(args.runtime)  # rounds train on stored features; what is named is for what stores and predicts
     with statedir.locked(args.dir):
-        agent = Agent(args.dir, events(args))
+        agent = Agent(args.dir, events(args), background=args.background)
         asyncio.run(_until_signal(agent.run(once=args.once, rounds=args.rounds)))
 
 
 async def _until_signal(work: Any) -> None:
     """Run until done; SIGTERM returns, SIGINT raises KeyboardInterrupt."""
     import asyncio
+
+    from fl_tiny import notify
 
     task = asyncio.ensure_future(work)
     caught: list[int] = []
@@ -94,7 +97,8 @@ async def _until_signal(work: Any) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number)
     try:
-        await task
+        async with notify.serving("looking for its gateway"):
+            await task
     except asyncio.CancelledError:
         if signal.SIGINT in caught:
             raise KeyboardInterrupt from None

@@ -9,6 +9,7 @@ import hashlib
 import logging
 import os
 import random
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fl_tiny import config, statedir
+from fl_tiny import config, notify, statedir
 from fl_tiny.device import job
 from fl_tiny.device.enrol import DEFAULT_PORT
 from fl_tiny.device.layout import CURRENT, DEVICE_KEY, NEXT, PSK
@@ -41,11 +42,12 @@ KILL_WAIT_S = 1.0
 class Agent:
     """One enrolled device. ``run`` returns when what was asked for is done."""
 
-    def __init__(self, directory: Path, emit: Emit) -> None:
+    def __init__(self, directory: Path, emit: Emit, *, background: bool = False) -> None:
         self._directory = directory
         self._settings = config.load(directory / statedir.SETTINGS, config.DeviceSettings)
         self._store = DeviceStore.open(directory / statedir.DATABASE)
         self._emit = emit
+        self._background = background
         self._did: bytes = self._store.get("did")
         self._seed = statedir.read_secret(directory, DEVICE_KEY)
         self._manifest_digest = hashlib.sha256(signed.payload_of(self._store.get("manifest"))).digest()
@@ -88,6 +90,7 @@ class Agent:
                         raise
                     pause = jitter.uniform(0.2, 1.0) * min(BACK_OFF_S * 2**failures, BACK_OFF_LIMIT_S)
                     failures += 1
+                    notify.status(f"no gateway, again in {pause:.0f} s: {fault}")
                     log.warning("gateway lost why=%r again_s=%.0f", str(fault), pause)
                     await asyncio.sleep(pause)
             await self._finish_work()
@@ -105,6 +108,7 @@ class Agent:
         await link.register(self._did)
         self._emit("connected", {"gateway": where})
         log.info("connected gateway=%s", where)
+        notify.status(f"connected to {where}")
         return link
 
     async def _serve(self, link: Link, *, once: bool, rounds: int | None) -> None:
@@ -277,10 +281,7 @@ class Agent:
         """Run one child to its end; its answers go to the inbox, None behind the last."""
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         child = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "fl_tiny.device.worker",
-            str(self._directory),
+            *child_command(self._directory, background=self._background),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             env=environment,
@@ -351,6 +352,15 @@ class Agent:
             return True
         waits_for_head = (self._store.get("last_round") or 0) > told.head
         return not waits_for_head and (self._answered is not None or told.poll_ms > SOON_S * 1000)
+
+
+def child_command(directory: Path, *, background: bool) -> list[str]:
+    """The training child of DIR. background: in the idle class of I/O, too, where there is ``ionice``."""
+    command = [sys.executable, "-m", "fl_tiny.device.worker", str(directory)]
+    if not background:
+        return command
+    ionice = shutil.which("ionice")  # util-linux or busybox; Python has no call for it. -t: go on where it is refused
+    return [*([ionice, "-t", "-c", "3"] if ionice else []), *command, job.BACKGROUND]
 
 
 def _solved_since(head: HeldHead) -> int:

@@ -13,6 +13,7 @@ from fl_tiny.protocol.wire import H256, MAX_CODES, RANGES, Metrics
 
 LENGTH = struct.Struct(">I")
 FRAME_LIMIT = 4 * MAX_CODES  # codes, a residual of two bytes each, and a little
+BACKGROUND = "--background"  # the word of the child's command line by which it gives way to other programs
 FLAG = uint(0, 1)
 SHARE = number(0.0, 1.0)
 

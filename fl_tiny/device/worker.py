@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training child: reads samples and a job, answers with an update and a choice, and ends.
 
-Started by the agent as ``python -m fl_tiny.device.worker DIR`` with one job on stdin, so that numpy's memory goes
-back to the board with the process. Answers are frames on stdout (device/job.py).
+Started by the agent as ``python -m fl_tiny.device.worker DIR [--background]`` with one job on stdin, so that numpy's
+memory goes back to the board with the process. Answers are frames on stdout (device/job.py).
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import sys
 from pathlib import Path
 from typing import BinaryIO
@@ -15,7 +17,7 @@ from typing import BinaryIO
 import numpy as np
 
 from fl_tiny import statedir
-from fl_tiny.device.job import FRAME_LIMIT, Chosen, Failed, Job, frame
+from fl_tiny.device.job import BACKGROUND, FRAME_LIMIT, Chosen, Failed, Job, frame
 from fl_tiny.device.layout import BASE, NEXT
 from fl_tiny.device.store import DeviceStore, HeldHead
 from fl_tiny.device.training import Choice, Samples, choose, client_sums, client_update
@@ -70,9 +72,19 @@ def read_samples(store: DeviceStore, data: bytes) -> Samples:
     return Samples(manifest, spec, features[:row], targets[:row], held[:row])
 
 
+def give_way() -> None:
+    """Compute in what others leave of the CPU; the agent has seen to the disk."""
+    with contextlib.suppress(OSError):  # a filter of system calls may forbid either
+        os.nice(19)
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
 def main() -> None:
     """The child's entry: DIR as the argument, one job on stdin."""
     out = sys.stdout.buffer
+    if BACKGROUND in sys.argv[2:]:
+        give_way()
     try:
         job = wire.decode(Job, sys.stdin.buffer.read(FRAME_LIMIT), limit=FRAME_LIMIT)
         serve(Path(sys.argv[1]), job, out)

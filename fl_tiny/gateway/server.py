@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fl_tiny import config, statedir
+from fl_tiny import config, notify, statedir
 from fl_tiny.errors import ConfigError
 from fl_tiny.files import read_bounded
 from fl_tiny.gateway.resources import Resources
@@ -74,7 +74,13 @@ async def _serve(
         ExactOptions(settings.start == "exact", settings.min_samples),
         strategy_named(settings.strategy, Options(settings.server_rate, settings.server_momentum, settings.proximal)),
     )
-    gateway.emit = emit
+
+    def say(event: str, facts: dict[str, Any]) -> None:
+        if event == "round":
+            notify.status(f"round {facts['number']} {facts['state']}")
+        emit(event, facts)
+
+    gateway.emit = say
     resources = Resources(gateway)
     limits = Limits(
         handshakes_per_s=settings.handshakes_per_s, pairings_per_s=settings.handshakes_per_s, sessions=MAX_SESSIONS
@@ -88,7 +94,8 @@ async def _serve(
             await asyncio.sleep(0)
         emit("listening", {"uri": server.uri})
         log.info("listening uri=%s", server.uri)
-        return await _until_done(gateway.run(total), [server.fault, *([web] if web else [])])
+        async with notify.serving(f"listening at {server.uri}"):
+            return await _until_done(gateway.run(total), [server.fault, *([web] if web else [])])
     finally:
         if web:
             web.cancel()

@@ -88,6 +88,8 @@ def initialise(directory: Path, model_file: Path, labels_file: Path | None, want
             hint="train fewer layers: --layers",
         )
     manifest = manifest_of(_name(model_file), data, spec, labels, table)
+    if directory.exists():  # not before: what is named on the command line may be readable by root alone
+        statedir.act_as_owner(directory)
     statedir.create(directory)
     seeds = {name: os.urandom(signed.SEED_BYTES) for name in (GATEWAY_KEY, MODEL_KEY)}
     for name, seed in seeds.items():

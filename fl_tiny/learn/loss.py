@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.floating[Any]]
+Floats = NDArray["np.floating[Any]"]  # text: numpy 1.21 (Ubuntu 22.04, JetPack 6) cannot subscript it
 Targets = NDArray[Any]  # (n,) int64 of classes, or (n, outputs) float32 of labels or values
 
 
