@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ NEEDED = ("mmdebstrap", "unshare", "nsenter", "dpkg-deb")
 BASE = "systemd,systemd-sysv,python3,python3-numpy,python3-cbor2,python3-nacl,libssl3"
 WEB = "python3-starlette,python3-click,python3-h11,python3-segno"
 PATIENCE_S = 60.0
+NUMBERS = itertools.count()  # of machines, so that several can run at once
 # A machine of its own: cgroups below ours, no device but the harmless ones, the kernel's settings out of reach.
 BOOT = """
 mount --make-rprivate /
@@ -211,7 +213,7 @@ def _cgroup() -> Path:
     mounts = [line.split() for line in Path("/proc/mounts").read_text().split("\n") if line]
     unified = next(Path(words[1]) for words in mounts if words[2] == "cgroup2")
     own = next(line[3:] for line in Path("/proc/self/cgroup").read_text().split("\n") if line.startswith("0::"))
-    made = unified / own.lstrip("/") / f"fl-tiny-test-{os.getpid()}"
+    made = unified / own.lstrip("/") / f"fl-tiny-test-{os.getpid()}-{next(NUMBERS)}"
     made.mkdir()
     return made
 

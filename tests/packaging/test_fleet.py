@@ -16,6 +16,7 @@ import pytest
 
 from tests.e2e.fleet import COMMAND, Fleet, cli
 
+from . import debian
 from .boards import Sshd, own_state
 
 SSHD = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
@@ -150,3 +151,33 @@ def test_the_ansible_role_enrols_a_board_once(sshd: Sshd, fleet: Fleet, tmp_path
         assert changed in done.stdout
     assert [device["name"] for device in cli("gateway", "devices", fleet.gw)] == ["board"]
     assert "FL1:" not in done.stdout
+
+
+@pytest.mark.full
+@pytest.mark.skipif(bool(debian.missing()), reason=debian.missing())
+def test_five_bare_machines_come_to_a_published_round(sshd: Sshd, fleet: Fleet, tmp_path: Path) -> None:
+    """Machines of their own systemd without fl-tiny: one command installs, enrols and starts it on all of them."""
+    debs = debian.build_debs()
+    gateway = fleet.gateway("--rounds", 1, "--clients", BOARDS, "--quorum", 1, "--interval", 0)
+    machines: list[debian.Machine] = []
+    try:
+        for number in range(BOARDS):
+            machines.append(debian.Machine(debian.make_root(tmp_path / f"root{number}", "bookworm")))
+        enter = (
+            "exec nsenter -t {} -m -p -C -u -i --root --wd env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root sh -c"
+        )
+        hosts = [sshd.add(enter.format(machine.init)).host for machine in machines]
+        common = ("--gateway-dir", fleet.gw, "--gateway", f"127.0.0.1:{fleet.port}", "--packages", debs, *sshd.options)
+        rows = install(*hosts, *common)
+        assert [(row["did"], row["fault"]) for row in rows] == [(["install", "enrol", "start"], None)] * BOARDS
+        for number, machine in enumerate(machines):
+            shutil.copy(fleet.data(f"d{number}", 40, number), machine.root / "samples.npz")
+            (machine.root / "samples.npz").chmod(0o644)
+            machine.run("fl-tiny", "samples", "add", "/var/lib/fl-tiny/device", "--data", "/samples.npz")
+        assert gateway.wait(120) == 0
+        assert cli("gateway", "rounds", fleet.gw)[0]["received"] == BOARDS
+        again = install(*hosts, *common)
+        assert [(row["did"], row["fault"]) for row in again] == [(["start"], None)] * BOARDS
+    finally:
+        for machine in machines:
+            machine.end()
