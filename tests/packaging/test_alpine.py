@@ -237,7 +237,7 @@ def test_the_service_comes_up_with_the_machine(root: Path) -> None:
 
 @pytest.fixture(scope="module")
 def musl(request: pytest.FixtureRequest) -> Path:
-    """The CPython for musl: built once, since it takes six minutes."""
+    """The CPython for musl: built once, since it takes minutes."""
     stamp = subprocess.run(["cksum"], stdin=(ROOT / "scripts/musl-python").open(), capture_output=True, check=True)
     if (MUSL / "stamp").exists() and (MUSL / "stamp").read_bytes() == stamp.stdout:
         return MUSL
