@@ -23,9 +23,10 @@ from alpine_root import CACHE, ROOT, Missing
 ARCHITECTURES = ("x86_64", "aarch64")  # the packages are pure Python: one build, a repository for each
 TOOLS = ("gpep517==23", "installer==0.7.0", "setuptools==80.9.0", "wheel==0.45.1")
 PACKAGES = ("py3-aiocoap", "fl-tiny")
-# A distribution's Python may install elsewhere than Alpine's does.
+# Debian's Python installs below /usr/local, Alpine's does not.
 LENT = """import sysconfig
-sysconfig._get_preferred_schemes = lambda: dict.fromkeys(("prefix", "home", "user"), "posix_prefix")
+for asked in (sysconfig.get_path, sysconfig.get_paths):
+    asked.__defaults__ = ("posix_prefix", *asked.__defaults__[1:])
 """
 
 

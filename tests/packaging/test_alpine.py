@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from e2e.fleet import Fleet, cli
+from e2e.fleet import MODEL, Fleet, cli
 
-from .alpine import KEY, OUTSIDE, ROOT, Machine, alpine_root, apk, pack, trust
+from .alpine import INSIDE, KEY, OUTSIDE, ROOT, Machine, alpine_root, apk, pack, trust
 
 STATE = "/var/lib/fl-tiny/device"
 MUSL = alpine_root.CACHE / "python-musl"
@@ -237,7 +237,7 @@ def test_the_service_comes_up_with_the_machine(root: Path) -> None:
 
 @pytest.fixture(scope="module")
 def musl(request: pytest.FixtureRequest) -> Path:
-    """The CPython for musl: built once, since it takes six minutes."""
+    """The CPython for musl: built once, since it takes minutes."""
     stamp = subprocess.run(["cksum"], stdin=(ROOT / "scripts/musl-python").open(), capture_output=True, check=True)
     if (MUSL / "stamp").exists() and (MUSL / "stamp").read_bytes() == stamp.stdout:
         return MUSL
@@ -261,25 +261,36 @@ def site() -> Path:
     return place
 
 
-@pytest.fixture
-def musl_root(work: Path, musl: Path, site: Path) -> Iterator[Path]:
-    """An Alpine root with a repository of our packages for the musl CPython, and one of what they need."""
-    scripts_apk(work / "ours", "--musl", musl)
+@pytest.fixture(scope="module")
+def musl_repositories(work: Path, musl: Path, site: Path) -> Path:
+    """Below one folder: ``repository``, our packages for the musl CPython, and ``stubs``, what they need."""
+    both = work / "musl"
+    scripts_apk(both / "repository", "--musl", musl)
     tool = alpine_root.copy(work / "musl-tool")
-    pack(tool, work / "needed", musl, "python3", "3.11.2-r0", "CPython for tests, built from Debian's sources")
+    pack(tool, both / "stubs", musl, "python3", "3.11.2-r0", "CPython for tests, built from Debian's sources")
     for package, parts in CONTENTS.items():
         name, _, version = package.partition("=")
         tree = work / name / "usr/lib/python3.11/site-packages"
         tree.mkdir(parents=True)
         for found in [path for part in parts for path in site.glob(part)]:
             subprocess.run(["cp", "-a", found, tree], check=True)
-        pack(tool, work / "needed", work / name, name, version, "a wheel for tests")
+        pack(tool, both / "stubs", work / name, name, version, "a wheel for tests")
+    for package in ABSENT[3:]:
+        name, _, version = package.partition("=")
+        pack(tool, both / "stubs", None, name, version)
+    indexed(both / "stubs")
+    return both
+
+
+@pytest.fixture
+def musl_root(work: Path, musl_repositories: Path) -> Iterator[Path]:
+    """An Alpine root in which the packages can run."""
     place = alpine_root.copy(work / "musl-root")
-    shutil.copytree(work / "ours", place / "repository")
-    shutil.copytree(indexed(work / "needed"), place / "stubs")
+    shutil.copytree(musl_repositories, place, dirs_exist_ok=True)
     (place / "etc/apk/repositories").write_text("/repository\n/stubs\n")
-    trust(place, work / "ours/keys" / f"{KEY.name}.pub")
+    trust(place, place / "repository/keys" / f"{KEY.name}.pub")
     yield place
+    shutil.rmtree(place)
 
 
 def test_a_device_on_alpine_trains_in_a_round_and_is_removed(work: Path, musl_root: Path) -> None:
@@ -311,6 +322,29 @@ def test_a_device_on_alpine_trains_in_a_round_and_is_removed(work: Path, musl_ro
         machine.sh("apk del fl-tiny")
         machine.until("! pgrep -u fl-tiny")
         machine.sh(f"[ ! -e /usr/bin/fl-tiny ] && [ -s {STATE}/state.db ]")
+    finally:
+        fleet.end()
+        machine.end()
+
+
+def test_a_gateway_on_alpine_serves_a_round_to_a_device_outside(work: Path, musl_root: Path) -> None:
+    state = "/var/lib/fl-tiny/gateway"
+    machine = Machine(musl_root)
+    fleet = Fleet(work / "outside")
+    try:
+        machine.sh("apk add fl-tiny-gateway && rc-update add fl-tiny-gateway default")
+        assert "no fleet" in machine.sh("rc-service fl-tiny-gateway start 2>&1", code=1)
+        shutil.copy(MODEL, musl_root / "var/tmp/model.tflite")
+        machine.sh(f"fl-tiny gateway init {state} --model /var/tmp/model.tflite")
+        machine.sh("rc-service fl-tiny-gateway start")
+        machine.until("grep 'server: listening' /var/log/messages")
+        code = json.loads(machine.sh(f"fl-tiny gateway pair {state} --json 2>/dev/null"))["code"]
+        device = work / "outside/device"
+        cli("device", "enroll", device, "--code", code, "--gateway", INSIDE)
+        cli("samples", "add", device, "--data", fleet.data("outside", 60, 0))
+        assert fleet.run(device, "--rounds", 1).wait() == 0
+        rounds = json.loads(machine.sh(f"fl-tiny gateway rounds {state} --json 2>/dev/null"))
+        assert rounds[-1]["received"] == 1
     finally:
         fleet.end()
         machine.end()
