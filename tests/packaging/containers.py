@@ -16,7 +16,6 @@ BASE = "localhost/fl-tiny-base:bookworm"
 SOURCES = Path("/etc/apt/sources.list.d/debian.sources")
 CA = Path("/etc/ssl/certs/ca-certificates.crt")
 NEEDED = ("buildah", "podman", "crun", "mmdebstrap")
-MIRROR = "http://deb.debian.org/debian"
 # Podman 4.3 stops at a cgroup v2 beside v1 and at ulimits above the machine's; neither is ours to change for good.
 ALONE = 'umount /sys/fs/cgroup/unified 2>/dev/null; exec podman "$@"'
 LIMITS = ("--cgroups=disabled", "--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024", "--network=host")
@@ -75,7 +74,7 @@ def build(*arches: str) -> None:
 def _make_base() -> None:
     """What docker.io/library/debian:bookworm-slim would be, made of the machine's Debian mirror."""
     tar = CACHE / "base.tar"
-    source = [str(SOURCES)] if SOURCES.exists() else [MIRROR]
+    source = [str(SOURCES)] if SOURCES.exists() else []  # without one mmdebstrap knows where Debian is
     command = ["mmdebstrap", "--quiet", "--variant=minbase", "--include=python3-pip,ca-certificates", "bookworm", tar]
     subprocess.run([*command, *source], check=True, timeout=600, capture_output=True)
     podman("import", "--quiet", tar, BASE)
