@@ -8,6 +8,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from fl_tiny.cli import doctor
 from fl_tiny.cli.common import command, duration, events, group, progress, show, table
 
 TASKS = ("classification", "multi-label", "regression")  # learn/loss.py; help needs no numpy
@@ -55,6 +56,7 @@ def add(parent: Any) -> None:
         ("status", status, "fl-tiny gateway status gw --json"),
     ):
         command(sub, name, run_it, example).add_argument("dir", type=Path)
+    doctor.add(sub, "gateway", "gw")
     for name, run_it in (("revoke", revoke), ("forget", forget)):
         p = command(sub, name, run_it, f"fl-tiny gateway {name} gw kitchen")
         p.add_argument("dir", type=Path)
