@@ -22,6 +22,7 @@ LEVEL = {  # docs/architecture.md, "Who may import whom": a module imports from 
     "files": 2,
     "labels": 2,
     "notify": 2,
+    "doctor": 2,
     "database": 2,
     "net": 2,
     "protocol": 1,
@@ -92,6 +93,9 @@ def test_imports_only_point_down(path: Path) -> None:
             ("protocol", "learn"),
             ("statedir", "files"),
             ("labels", "files"),
+            ("doctor", "config"),
+            ("doctor", "statedir"),
+            ("doctor", "net"),
         }
         assert allowed, f"{name_of(path)} imports {module}"
 

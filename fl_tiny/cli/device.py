@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from fl_tiny.cli import doctor
 from fl_tiny.cli.common import (
     command,
     events,
@@ -37,6 +38,7 @@ def add(parent: Any) -> None:
     until.add_argument("--rounds", type=int, metavar="N", help="exit 0 once DIR has N counted rounds")
     p.add_argument("--background", action="store_true", help="train in what other programs leave of CPU and disk")
     runtime_option(p)
+    doctor.add(sub, "device", "dev")
     p = command(sub, "status", status, "fl-tiny device status dev --json")
     p.add_argument("dir", type=Path)
     running_option(p)

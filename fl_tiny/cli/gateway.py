@@ -8,6 +8,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from fl_tiny.cli import doctor
 from fl_tiny.cli.common import (
     command,
     duration,
@@ -69,6 +70,7 @@ def add(parent: Any) -> None:
     p = command(sub, "status", status, "fl-tiny gateway status gw --json")
     p.add_argument("dir", type=Path)
     running_option(p)
+    doctor.add(sub, "gateway", "gw")
     for name, run_it in (("revoke", revoke), ("forget", forget)):
         p = command(sub, name, run_it, f"fl-tiny gateway {name} gw kitchen")
         p.add_argument("dir", type=Path)

@@ -60,8 +60,8 @@ def cannot_run(arch: str) -> str:
         return ""
     formats = Path("/proc/sys/fs/binfmt_misc")
     line = Path("/usr/lib/binfmt.d/qemu-aarch64.conf")
-    if not line.exists():
-        return f"{arch} needs qemu-user-static"
+    if not line.exists() or shutil.which("arch-test") is None:
+        return f"{arch} needs qemu-user-static and arch-test"
     if not (formats / "register").exists():
         subprocess.run(["mount", "-t", "binfmt_misc", "binfmt_misc", formats], check=False, timeout=10)
     if not (formats / "qemu-aarch64").exists():

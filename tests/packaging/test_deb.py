@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 import subprocess
@@ -69,12 +70,16 @@ def test_a_board_installs_enrols_trains_and_removes(
 
     assert run("systemctl", "is-enabled", "fl-tiny-device").strip() == "enabled"
     assert "fl-tiny" in run("stat", "-c", "%U", DEV)
+    failed = [row for row in report("device", "doctor", DEV, code=1) if row["state"] == "fail"]
+    assert [row["check"] for row in failed] == ["enrolled"]
     gateway = fleet.gateway("--rounds", 1, "--clients", 1, "--interval", 0, "--deadline", 600)
     code = cli("gateway", "pair", fleet.gw)["code"]
     report("device", "enroll", DEV, "--code", code, "--name", "board")
     shutil.copy(fleet.data("board", 60, 1), root / "d.npz")
     assert report("samples", "add", DEV, "--data", "/d.npz")["added"] == 60
     assert report("samples", "stats", DEV)["runtime"].startswith(runtime)
+    states = {row["check"]: row["state"] for row in report("device", "doctor", DEV)}
+    assert states["gateway"] == states["model"] == states["openssl"] == states["samples"] == "ok"
     run("fl-tiny", "device", "run", DEV, "--rounds", 1, "--background")
     assert gateway.wait() == 0
     (row,) = cli("gateway", "rounds", fleet.gw)
@@ -109,4 +114,34 @@ def test_a_gateway_serves_its_page_by_the_distributions_libraries(debs: Path, tm
     )
     state = json.loads(debian.inside(root, "python3", "-c", script))
     assert state["status"]["state"] == "idle"
+    shutil.rmtree(root)
+
+
+@pytest.mark.skipif(not shutil.which("apt-ftparchive"), reason="apt-ftparchive (apt-utils) is not installed")
+def test_apt_takes_everything_from_a_signed_repository_and_nothing_from_a_changed_one(
+    debs: Path, tmp_path: Path
+) -> None:
+    root = debian.make_root(tmp_path / "root", "bookworm")
+    repo, keys = root / "repo", tmp_path / "keys"
+    shutil.copytree(debs, repo)
+    keys.mkdir(mode=0o700)
+    gpg = ["gpg", "--homedir", str(keys), "--batch", "--quiet", "--pinentry-mode", "loopback", "--passphrase", ""]
+    subprocess.run([*gpg, "--quick-generate-key", "fl-tiny test", "ed25519", "sign", "never"], check=True, timeout=60)
+    subprocess.run([*gpg, "--armor", "--export-secret-keys", "-o", keys / "key.asc"], check=True, timeout=60)
+    subprocess.run(["gpgconf", "--homedir", keys, "--kill", "gpg-agent"], check=True, timeout=60)
+    subprocess.run([ROOT / "scripts/repo", repo, keys / "key.asc"], check=True, timeout=60)
+    shutil.rmtree(root / "etc/apt/sources.list.d", ignore_errors=True)
+    (root / "etc/apt/sources.list").write_text("deb [signed-by=/repo/fl-tiny.gpg] file:/repo ./\n")
+
+    good = {path: path.read_bytes() for path in (repo / "Packages", repo / "Packages.gz")}
+    changed = good[repo / "Packages"].replace(b"Version: 0.1.0", b"Version: 9.9.9")
+    (repo / "Packages").write_bytes(changed)
+    (repo / "Packages.gz").write_bytes(gzip.compress(changed))
+    debian.inside(root, "apt-get", "update", code=100)
+    for path, data in good.items():
+        path.write_bytes(data)
+    debian.inside(root, "apt-get", "update")
+    debian.inside(root, "apt-get", "install", "-y", "-qq", "fl-tiny", "fl-tiny-gateway", patience=300)
+    installed = debian.inside(root, "dpkg-query", "-W", "-f", "${Package}\n", "fl-tiny*").split()
+    assert installed == ["fl-tiny", "fl-tiny-gateway", "fl-tiny-tflite"], "the runtime comes as a recommendation"
     shutil.rmtree(root)

@@ -30,6 +30,7 @@ def machine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     root = debian.make_root(tmp_path_factory.mktemp(request.param) / "root", request.param)
     debian.install(root, "fl-tiny", "fl-tiny-gateway")
     shutil.copy(MODEL, root / "model.tflite")
+    (root / "model.tflite").chmod(0o600)  # as in a home directory: the service's user cannot read it
     made = Machine(root)
     yield made
     made.end()
@@ -69,6 +70,8 @@ def test_the_units_complete_a_round_and_hold_no_privilege(machine: Machine) -> N
         raise AssertionError(machine.journal(DEVICE) + machine.journal(GATEWAY)) from None
     first = machine.report("gateway", "rounds", GW)[0]
     assert (first["state"], first["received"]) == ("published", 1)
+    for role, directory in (("device", DEV), ("gateway", GW)):
+        assert all(row["state"] != "fail" for row in machine.report(role, "doctor", directory))
     for unit in (DEVICE, GATEWAY):
         status = machine.run("cat", f"/proc/{machine.pid(unit)}/status")
         facts = dict(line.split(":\t", 1) for line in status.split("\n") if ":\t" in line)
