@@ -124,7 +124,9 @@ def owned(directory: Path) -> Finding:
     """Can DIR be written, and is everything in it its owner's?"""
     fix = f"chown -R {directory.stat().st_uid}:{directory.stat().st_gid} {directory}" if directory.exists() else ""
     try:
-        foreign = [path for path in directory.rglob("*") if path.lstat().st_uid != directory.stat().st_uid]
+        settings = directory / statedir.SETTINGS  # the operator's: it is only read
+        owner = directory.stat().st_uid
+        foreign = [path for path in directory.rglob("*") if path != settings and path.lstat().st_uid != owner]
         if foreign:
             return Finding("state", State.FAIL, f"{foreign[0]} is not the owner's of {directory}", fix)
         with tempfile.NamedTemporaryFile(dir=directory) as probe:

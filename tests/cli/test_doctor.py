@@ -98,6 +98,9 @@ def test_a_file_that_root_left_behind_is_found(tmp_path: Path) -> None:
     (tmp_path / "state.db").write_bytes(b"")
     assert doctor.owned(tmp_path).state is State.OK
     try:
+        (tmp_path / "fl-tiny.toml").write_text("")
+        os.chown(tmp_path / "fl-tiny.toml", 12_345, 12_345)
+        assert doctor.owned(tmp_path).state is State.OK, "settings are the operator's"
         os.chown(tmp_path / "state.db", 12_345, 12_345)
     except PermissionError:
         pytest.skip("needs root to give a file away")
