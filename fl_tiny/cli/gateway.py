@@ -85,7 +85,6 @@ def init(args: argparse.Namespace) -> None:
     from fl_tiny.gateway import setup
     from fl_tiny.learn.loss import Task
 
-    _owner(args.dir)  # a package's empty directory belongs to the daemon that will run there
     wanted = setup.Wanted(args.layers, Task(args.task) if args.task else None, args.bias_only, args.preprocess)
     made = (setup.initialised(args.dir) if args.if_needed else None) or setup.initialise(
         args.dir, args.model, args.labels, wanted
