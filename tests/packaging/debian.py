@@ -153,6 +153,11 @@ class Machine:
         """A service's main process as the machine numbers it, 0 for none."""
         return int(self.show(unit)["MainPID"])
 
+    def signal(self, number: str, pid: int) -> None:
+        """Send a signal to one process of the machine; never to 0, which is the whole group of the sender."""
+        assert pid > 0, f"no process to send {number} to"
+        self.run("sh", "-c", f"kill -{number} {pid}")
+
     def processes(self, text: str) -> list[str]:
         """Command lines in the machine that hold ``text``."""
         found = self.run("sh", "-c", "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline; echo; done 2>/dev/null")
@@ -194,7 +199,12 @@ def until(done: Callable[[], Any], what: str, patience: float = PATIENCE_S) -> A
 
 def _ran(words: list[Any], code: int | None, patience: float) -> str:
     process = subprocess.Popen(
-        list(map(str, words)), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        list(map(str, words)),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # a signal to a command's group must not reach the tests
     )
     try:
         out, err = process.communicate(timeout=patience)
