@@ -56,6 +56,21 @@ def pack(work: Path, out: Path, tree: Path | None, name: str, version: str, desc
     apk(work, "mkpkg", *words, *(["--files", "/tree"] if tree else []), binds=binds)
 
 
+def build(out: Path, *options: str | Path) -> str:
+    """What scripts/apk says when it has made a repository."""
+    words = [ROOT / "scripts/apk", out, "--key", KEY, *options]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def indexed(out: Path) -> Path:
+    """A signed index, by the script that a release uses."""
+    words = [ROOT / "scripts/repo_apk", out, KEY]
+    subprocess.run(words, check=True, capture_output=True, timeout=120)
+    return out
+
+
 class Machine:
     """Alpine that has booted; it ends, with all its processes and mounts, when ``end`` is called or the tests die."""
 

@@ -16,8 +16,14 @@ BASE = "localhost/fl-tiny-base:bookworm"
 SOURCES = Path("/etc/apt/sources.list.d/debian.sources")
 CA = Path("/etc/ssl/certs/ca-certificates.crt")
 NEEDED = ("buildah", "podman", "crun", "mmdebstrap")
-# Podman 4.3 stops at a cgroup v2 beside v1 and at ulimits above the machine's; neither is ours to change for good.
-ALONE = 'umount /sys/fs/cgroup/unified 2>/dev/null; exec podman "$@"'
+# Podman 4.3 stops at a cgroup v2 beside v1 and at ulimits above the machine's; neither is ours to change for good. Crun
+# gives a container's stdin to its user: a null device of our own, else the machine's would belong to uid 9470.
+ALONE = """
+umount /sys/fs/cgroup/unified 2>/dev/null
+own=$(mktemp -d); mount -t tmpfs tmpfs "$own"; mknod -m 666 "$own/null" c 1 3
+mount --bind "$own/null" /dev/null; umount -l "$own"; rmdir "$own"
+exec podman "$@"
+"""
 LIMITS = ("--cgroups=disabled", "--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024", "--network=host")
 HARDENED = ("--read-only", "--cap-drop=all", "--security-opt=no-new-privileges")
 

@@ -94,14 +94,18 @@ def make_root(target: Path, suite: str, arch: str = "amd64") -> Path:
     return target
 
 
-def inside(root: Path, *command: object, code: int | None = 0, patience: float = PATIENCE_S) -> str:
-    """What a command says in a chroot that has /proc and a few devices; every mount ends with it."""
+def command(root: Path, *words: object) -> list[str]:
+    """What to start so that ``words`` run in a chroot that has /proc and a few devices; every mount ends with it."""
     script = (
         'mount -t proc proc "$1/proc"; mount -t tmpfs tmpfs "$1/dev"; '
         'for n in null.3 zero.5 urandom.9; do mknod -m 666 "$1/dev/${n%.*}" c 1 ${n#*.}; done; exec chroot "$@"'
     )
-    words = ["unshare", "-m", "-p", "-f", "--kill-child", "sh", "-ec", script, "sh", root, *command]
-    return _ran(words, code, patience)
+    return ["unshare", "-m", "-p", "-f", "--kill-child", "sh", "-ec", script, "sh", str(root), *map(str, words)]
+
+
+def inside(root: Path, *words: object, code: int | None = 0, patience: float = PATIENCE_S) -> str:
+    """What a command says in such a chroot."""
+    return _ran(command(root, *words), code, patience)
 
 
 def install(root: Path, *names: str, arch: str = "all") -> None:

@@ -11,7 +11,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,19 +18,11 @@ from pathlib import Path
 import pytest
 from e2e.fleet import MODEL, Fleet, cli
 
-from .alpine import INSIDE, KEY, OUTSIDE, ROOT, Machine, alpine_root, apk, pack, trust
+from . import musl_python
+from .alpine import INSIDE, KEY, OUTSIDE, ROOT, Machine, alpine_root, apk, build, indexed, pack, trust
 
 STATE = "/var/lib/fl-tiny/device"
-MUSL = alpine_root.CACHE / "python-musl"
-ABSENT = ("py3-numpy=2.3.5-r0", "py3-cbor2=5.7.1-r0", "py3-pynacl=1.6.1-r0", "py3-starlette=0.49.3-r0")
-ABSENT += ("uvicorn=0.38.0-r0", "py3-segno=1.6.6-r0")
-WHEELS = ("numpy==1.26.4", "cbor2==5.7.1", "pynacl==1.6.0", "cffi==2.0.0", "pycparser==2.23", "pytest==8.4.2")
-WHEELS += ("hypothesis==6.148.2", "packaging==25.0")
-CONTENTS = {  # what a package of the tests holds of those wheels
-    "py3-numpy=1.26.4-r0": ("numpy", "numpy.libs"),
-    "py3-cbor2=5.7.1-r0": ("cbor2", "_cbor2*"),
-    "py3-pynacl=1.6.0-r0": ("nacl", "cffi", "_cffi_backend*", "pycparser", "pynacl.libs", "cffi.libs"),
-}
+ABSENT = ("py3-numpy=2.3.5-r0", "py3-cbor2=5.7.1-r0", "py3-pynacl=1.6.1-r0", *musl_python.ABSENT)
 STAND_IN = "#!/bin/sh\n# STUB for tests: no Python, a process that goes on until it is ended\nexec sleep 1000\n"
 
 
@@ -55,17 +46,9 @@ def work() -> Iterator[Path]:
     shutil.rmtree(place)
 
 
-def scripts_apk(out: Path, *options: str | Path) -> str:
-    """What scripts/apk says when it has made a repository."""
-    words = [ROOT / "scripts/apk", out, "--key", KEY, *options]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=900)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
 @pytest.fixture(scope="module")
 def repository(work: Path) -> Path:
-    scripts_apk(work / "repository")
+    build(work / "repository")
     return work / "repository"
 
 
@@ -83,13 +66,6 @@ def stubs(work: Path) -> Path:
         pack(tool, work / "stubs", None, name, version)
     shutil.copytree(work / "stubs/x86_64", work / "stubs/aarch64")
     return indexed(work / "stubs")
-
-
-def indexed(out: Path) -> Path:
-    """A signed index, by the script that a release uses."""
-    words = [ROOT / "scripts/repo_apk", out, KEY]
-    subprocess.run(words, check=True, capture_output=True, timeout=120)
-    return out
 
 
 @pytest.fixture
@@ -137,7 +113,7 @@ def test_both_architectures_have_the_same_signed_packages(repository: Path) -> N
 
 
 def test_building_twice_gives_the_same_bytes(work: Path, repository: Path) -> None:
-    scripts_apk(work / "again")
+    build(work / "again")
     for path in (repository / "x86_64").glob("fl-tiny*.apk"):
         # An RSA signature by the same key over the same bytes is the same.
         assert path.read_bytes() == (work / "again/x86_64" / path.name).read_bytes(), path.name
@@ -182,7 +158,7 @@ def test_the_gateways_package_brings_its_service_and_its_pages_libraries(root: P
 
 
 def test_an_upgrade_and_a_removal_leave_state_and_settings(work: Path, root: Path) -> None:
-    scripts_apk(work / "newer", "--version", "0.1.1")
+    build(work / "newer", "--version", "0.1.1")
     apk(root, "add", "fl-tiny")
     kept = root / STATE.lstrip("/") / "state.db"
     kept.write_bytes(b"what a board has learnt")
@@ -238,57 +214,20 @@ def test_the_service_comes_up_with_the_machine(root: Path) -> None:
 @pytest.fixture(scope="module")
 def musl(request: pytest.FixtureRequest) -> Path:
     """The CPython for musl: built once, since it takes minutes."""
-    stamp = subprocess.run(["cksum"], stdin=(ROOT / "scripts/musl-python").open(), capture_output=True, check=True)
-    if (MUSL / "stamp").exists() and (MUSL / "stamp").read_bytes() == stamp.stdout:
-        return MUSL
-    if "not full" in request.config.getoption("-m"):
-        pytest.skip(
-            f"no CPython for musl yet: scripts/musl-python {MUSL.relative_to(ROOT)} builds it, or the full form"
-        )
-    subprocess.run([ROOT / "scripts/musl-python", MUSL], check=True, timeout=3000)
-    return MUSL
+    if not musl_python.is_built() and "not full" in request.config.getoption("-m"):
+        pytest.skip(f"no CPython for musl yet: scripts/musl-python {musl_python.PYTHON.relative_to(ROOT)} builds it")
+    return musl_python.build()
 
 
 @pytest.fixture(scope="module")
-def site() -> Path:
-    """numpy and the rest for musl, from wheels, with pytest for check()."""
-    place = alpine_root.CACHE / f"site-{hashlib.sha256(repr(WHEELS).encode()).hexdigest()[:8]}"
-    if not place.is_dir():
-        words = [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--target", place]
-        words += ["--only-binary=:all:", "--implementation=cp", "--python-version=3.11"]
-        words += ["--abi=cp311", "--abi=abi3", "--abi=none", "--platform=musllinux_1_2_x86_64"]
-        subprocess.run([*words, "--platform=musllinux_1_1_x86_64", "--platform=any", *WHEELS], check=True, timeout=600)
-    return place
-
-
-@pytest.fixture(scope="module")
-def musl_repositories(work: Path, musl: Path, site: Path) -> Path:
-    """Below one folder: ``repository``, our packages for the musl CPython, and ``stubs``, what they need."""
-    both = work / "musl"
-    scripts_apk(both / "repository", "--musl", musl)
-    tool = alpine_root.copy(work / "musl-tool")
-    pack(tool, both / "stubs", musl, "python3", "3.11.2-r0", "CPython for tests, built from Debian's sources")
-    for package, parts in CONTENTS.items():
-        name, _, version = package.partition("=")
-        tree = work / name / "usr/lib/python3.11/site-packages"
-        tree.mkdir(parents=True)
-        for found in [path for part in parts for path in site.glob(part)]:
-            subprocess.run(["cp", "-a", found, tree], check=True)
-        pack(tool, both / "stubs", work / name, name, version, "a wheel for tests")
-    for package in ABSENT[3:]:
-        name, _, version = package.partition("=")
-        pack(tool, both / "stubs", None, name, version)
-    indexed(both / "stubs")
-    return both
+def musl_repositories(work: Path, musl: Path) -> Path:
+    return musl_python.repositories(work)
 
 
 @pytest.fixture
 def musl_root(work: Path, musl_repositories: Path) -> Iterator[Path]:
     """An Alpine root in which the packages can run."""
-    place = alpine_root.copy(work / "musl-root")
-    shutil.copytree(musl_repositories, place, dirs_exist_ok=True)
-    (place / "etc/apk/repositories").write_text("/repository\n/stubs\n")
-    trust(place, place / "repository/keys" / f"{KEY.name}.pub")
+    place = musl_python.root(work / "musl-root", musl_repositories)
     yield place
     shutil.rmtree(place)
 
@@ -351,8 +290,8 @@ def test_a_gateway_on_alpine_serves_a_round_to_a_device_outside(work: Path, musl
 
 
 @pytest.mark.full
-def test_the_fast_tests_pass_on_musl(work: Path, musl: Path, site: Path) -> None:
-    said = scripts_apk(work / "checked", "--musl", musl, "--check", site)
+def test_the_fast_tests_pass_on_musl(work: Path, musl: Path) -> None:
+    said = build(work / "checked", "--musl", musl, "--check", musl_python.site())
     passed = re.search(r"fl-tiny: check\(\): (\d+) passed", said)
     assert passed and int(passed[1]) > 300, said
     assert (work / "checked/x86_64/fl-tiny-pyc-0.1.0-r0.apk").exists()
