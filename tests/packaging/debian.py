@@ -118,6 +118,16 @@ def install(root: Path, *names: str, arch: str = "all") -> None:
     inside(root, "dpkg", "-i", *(f"/debs/{path.name}" for path in found), patience=300)
 
 
+def openpgp_key(keys: Path) -> Path:
+    """A secret key as ``scripts/repo`` wants it, in a folder of its own."""
+    keys.mkdir(mode=0o700)
+    gpg = ["gpg", "--homedir", str(keys), "--batch", "--quiet", "--pinentry-mode", "loopback", "--passphrase", ""]
+    subprocess.run([*gpg, "--quick-generate-key", "fl-tiny test", "ed25519", "sign", "never"], check=True, timeout=60)
+    subprocess.run([*gpg, "--armor", "--export-secret-keys", "-o", keys / "key.asc"], check=True, timeout=60)
+    subprocess.run(["gpgconf", "--homedir", keys, "--kill", "gpg-agent"], check=True, timeout=60)
+    return keys / "key.asc"
+
+
 class Machine:
     """A root that its own systemd has booted; it ends, with all its processes, by ``end`` or with the tests."""
 

@@ -13,7 +13,7 @@ from .alpine import KEY, ROOT, alpine_root, indexed, pack, trust
 from .alpine import build as build_repository
 
 PYTHON = alpine_root.CACHE / "python-musl"
-ABSENT = ("py3-starlette=0.49.3-r0", "uvicorn=0.38.0-r0", "py3-segno=1.6.6-r0")  # stubs in every root of the tests
+ABSENT = ("py3-starlette=0.49.3-r0", "uvicorn=0.38.0-r0")  # stubs in every root of the tests
 WHEELS = ("numpy==1.26.4", "cbor2==5.7.1", "pynacl==1.6.0", "cffi==2.0.0", "pycparser==2.23", "pytest==8.4.2")
 WHEELS += ("hypothesis==6.148.2", "packaging==25.0")
 CONTENTS = {  # what a package of the tests holds of those wheels

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from e2e.fleet import MODEL, Fleet, cli
 
-from . import musl_python
+from . import debian, musl_python
 from .alpine import INSIDE, KEY, OUTSIDE, ROOT, Machine, alpine_root, apk, build, indexed, pack, trust
 
 STATE = "/var/lib/fl-tiny/device"
@@ -151,10 +151,27 @@ def test_installing_resolves_dependencies_and_makes_an_owned_state(root: Path) -
 
 def test_the_gateways_package_brings_its_service_and_its_pages_libraries(root: Path) -> None:
     said = apk(root, "add", "fl-tiny-gateway")
-    for name in ("fl-tiny", "fl-tiny-gateway-openrc", "py3-starlette", "uvicorn", "py3-segno"):
+    for name in ("fl-tiny", "fl-tiny-gateway-openrc", "py3-starlette", "uvicorn"):
         assert f"Installing {name} (" in said
     shown = alpine_root.run(root, "stat", "-c", "%U %a", "/var/lib/fl-tiny/gateway").stdout
     assert shown == "fl-tiny 750\n"
+
+
+@pytest.mark.skipif(not shutil.which("apt-ftparchive"), reason="apt-ftparchive (apt-utils) is not installed")
+def test_one_folder_of_a_release_is_signed_for_apt_and_for_apk(work: Path, repository: Path, root: Path) -> None:
+    release = root / "release"
+    shutil.copytree(repository, release)
+    shutil.rmtree(release / "keys")
+    for path in [*release.glob("*/APKINDEX.tar.gz"), root / "etc/apk/keys" / f"{KEY.name}.pub"]:
+        path.unlink()
+    for path in debian.build_debs().glob("*_all.deb"):
+        shutil.copy(path, release)
+    subprocess.run([ROOT / "scripts/repo", release, debian.openpgp_key(work / "keys"), KEY], check=True, timeout=120)
+    subprocess.run(["gpgv", "--keyring", release / "fl-tiny.gpg", release / "InRelease"], check=True, timeout=60)
+    assert "Package: fl-tiny-gateway" in (release / "Packages").read_text()
+    (root / "etc/apk/repositories").write_text("/release\n/stubs\n")
+    trust(root, release / "keys" / f"{KEY.name}.pub")
+    assert "Installing fl-tiny-gateway (" in apk(root, "add", "fl-tiny-gateway")
 
 
 def test_an_upgrade_and_a_removal_leave_state_and_settings(work: Path, root: Path) -> None:

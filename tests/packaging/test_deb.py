@@ -122,14 +122,9 @@ def test_apt_takes_everything_from_a_signed_repository_and_nothing_from_a_change
     debs: Path, tmp_path: Path
 ) -> None:
     root = debian.make_root(tmp_path / "root", "bookworm")
-    repo, keys = root / "repo", tmp_path / "keys"
+    repo = root / "repo"
     shutil.copytree(debs, repo)
-    keys.mkdir(mode=0o700)
-    gpg = ["gpg", "--homedir", str(keys), "--batch", "--quiet", "--pinentry-mode", "loopback", "--passphrase", ""]
-    subprocess.run([*gpg, "--quick-generate-key", "fl-tiny test", "ed25519", "sign", "never"], check=True, timeout=60)
-    subprocess.run([*gpg, "--armor", "--export-secret-keys", "-o", keys / "key.asc"], check=True, timeout=60)
-    subprocess.run(["gpgconf", "--homedir", keys, "--kill", "gpg-agent"], check=True, timeout=60)
-    subprocess.run([ROOT / "scripts/repo", repo, keys / "key.asc"], check=True, timeout=60)
+    subprocess.run([ROOT / "scripts/repo", repo, debian.openpgp_key(tmp_path / "keys")], check=True, timeout=60)
     shutil.rmtree(root / "etc/apt/sources.list.d", ignore_errors=True)
     (root / "etc/apt/sources.list").write_text("deb [signed-by=/repo/fl-tiny.gpg] file:/repo ./\n")
 
