@@ -65,6 +65,10 @@ class DeviceSettings:
     max_sample_bytes: int = 33_554_432
     personal_epochs: int = 30
     runtime: str | None = None
+    max_temperature: float = 85.0
+    min_battery: float = 30.0
+    max_memory_pressure: float = 25.0
+    max_load: float | None = None
 
 
 Rule = tuple[str, Callable[[Any], bool]]
@@ -88,6 +92,10 @@ RULES: dict[str, Rule] = {
     "code_minutes": ("above 0 and at most 43200", lambda v: 0 < v <= 43_200),
     "handshakes_per_s": ("1 to 100000", lambda v: 1 <= v <= 100_000),
     "personal_epochs": ("1 to 1000", lambda v: 1 <= v <= 1000),
+    "max_temperature": ("0 to 200 degrees C", lambda v: 0 <= v <= 200),
+    "min_battery": ("0 to 100 percent", lambda v: 0 <= v <= 100),
+    "max_memory_pressure": ("0 to 100 percent", lambda v: 0 <= v <= 100),
+    "max_load": ("above 0 and at most 1000", lambda v: 0 < v <= 1000),
     "runtime": (f"one of {', '.join(RUNTIMES)}", lambda v: v in RUNTIMES),
 }
 

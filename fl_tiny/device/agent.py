@@ -7,10 +7,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-import os
 import random
-import shutil
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from fl_tiny import config, notify, statedir
-from fl_tiny.device import job
+from fl_tiny.device import budget, job
+from fl_tiny.device.budget import Lack
+from fl_tiny.device.child import Child, Word
 from fl_tiny.device.enrol import DEFAULT_PORT
 from fl_tiny.device.layout import CURRENT, DEVICE_KEY, NEXT, PSK
 from fl_tiny.device.link import Link
@@ -36,7 +35,6 @@ BACK_OFF_S, BACK_OFF_LIMIT_S = 5.0, 900.0  # docs/protocol.md, stale session: fu
 ONCE_PATIENCE_S = 15.0  # how long `--once` waits for a round that is about to open, or for the head of its own
 SOON_S = 5.0  # a gateway that asks back this soon has something coming
 MOST_BEHIND = 5  # heads; beyond it a model is chosen between two rounds that follow at once
-KILL_WAIT_S = 1.0
 
 
 class Agent:
@@ -47,7 +45,6 @@ class Agent:
         self._settings = config.load(directory / statedir.SETTINGS, config.DeviceSettings)
         self._store = DeviceStore.open(directory / statedir.DATABASE)
         self._emit = emit
-        self._background = background
         self._did: bytes = self._store.get("did")
         self._seed = statedir.read_secret(directory, DEVICE_KEY)
         self._manifest_digest = hashlib.sha256(signed.payload_of(self._store.get("manifest"))).digest()
@@ -56,8 +53,7 @@ class Agent:
         self._session = session.Session(session.State.SENDING if owes else session.State.IDLE)
         self._offer: wire.Offer | None = None
         self._answered: bytes | None = None  # the round answered last
-        self._inbox: asyncio.Queue[job.Answer | None] = asyncio.Queue()
-        self._child: asyncio.Task[None] | None = None
+        self._child = Child(directory, limits_of(self._settings), background=background)
         self._given = self._store.head()  # what the child at work starts from
         self._started = 0.0  # when it did
         self._training_s: float | None = None  # how long it took to its update
@@ -95,7 +91,7 @@ class Agent:
                     await asyncio.sleep(pause)
             await self._finish_work()
         finally:
-            await self._end_child()
+            await self._child.end()
             self._store.close()
 
     # ---- the conversation -----------------------------------------------------------------------------------
@@ -126,7 +122,7 @@ class Agent:
             if told.rid is not None and not (once and self._answered):
                 await self._consider(link, told.rid)
             self._start_child()
-            idle = self._child is None and self._session.state is session.State.IDLE
+            idle = not self._child.works and self._session.state is session.State.IDLE
             if idle and once and self._once_over(told, started):
                 return None
             await self._listen(link, told.poll_ms / 1000)
@@ -144,7 +140,7 @@ class Agent:
             await link.answer(rid, wire.Said.JOIN)
 
     async def _beat(self, link: Link) -> wire.Next:
-        return await link.heartbeat(self._store.head().version, self._store.sample_count()[0])
+        return await link.heartbeat(self._store.head().version, self._store.sample_count()[0], self._child.look())
 
     async def _fetch_head(self, link: Link) -> None:
         held = await link.head(self._manifest_digest, self._manifest.body_size, self._store.get("gateway_pk"))
@@ -154,7 +150,7 @@ class Agent:
 
     async def _consider(self, link: Link, rid: bytes) -> None:
         """Answer an offer, unless we are still busy with an earlier round or job."""
-        if rid == self._answered or self._session.state is not session.State.IDLE or self._child is not None:
+        if rid == self._answered or self._session.state is not session.State.IDLE or self._child.works:
             return
         offer = await link.offer()
         head = wire.decode(wire.Head, signed.payload_of(self._store.head().signed))
@@ -163,7 +159,8 @@ class Agent:
         samples, held = self._store.sample_count()
         classes = None if self._manifest.task else len(self._store.counts())
         self._offer = offer
-        for action in self._session.handle(session.OfferSeen(offer, samples, held, classes)):
+        able = not self._child.look()
+        for action in self._session.handle(session.OfferSeen(offer, samples, held, classes, able)):
             assert isinstance(action, session.SendAnswer)
             try:
                 await link.answer(offer.rid, action.said)
@@ -174,15 +171,19 @@ class Agent:
                 return
             self._answered = offer.rid
             state = "joined" if action.said is wire.Said.JOIN else "declined"
-            self._emit("round", {"number": offer.number, "state": state})
+            lacks = {"lacks": self._child.lack.names()} if self._child.lack else {}
+            self._emit("round", {"number": offer.number, "state": state, **lacks})
             if action.said is wire.Said.JOIN:
                 self._session.handle(session.JoinTaken())
 
     async def _listen(self, link: Link, seconds: float) -> None:
         """Wait for the child's next answer, or until it is time for a heartbeat."""
         try:
-            answer = await asyncio.wait_for(self._inbox.get(), seconds)
+            answer = await asyncio.wait_for(self._child.words.get(), seconds)
         except asyncio.TimeoutError:
+            return
+        if isinstance(answer, Lack):
+            await self._say_paused(link, answer)
             return
         was_training = self._session.state is session.State.TRAINING
         self._take(answer)
@@ -191,7 +192,19 @@ class Agent:
         elif answer is None and was_training and self._offer is not None:
             await link.answer(self._offer.rid, wire.Said.NO_BUDGET)
 
-    def _take(self, answer: job.Answer | None) -> None:
+    async def _say_paused(self, link: Link, lack: Lack) -> None:
+        """The child stands still, or goes on: a round need not wait for it meanwhile."""
+        self._note(lack)
+        if self._session.state is session.State.TRAINING and self._offer is not None:
+            with contextlib.suppress(RemoteError):  # the round is over: the upload's own answer says what counts
+                await link.answer(self._offer.rid, wire.Said.NO_BUDGET if lack else wire.Said.JOIN)
+
+    def _note(self, lack: Lack) -> None:
+        """Tell people what the board lacks for training."""
+        self._emit("budget", {"lacks": lack.names()})
+        log.warning("training waits lacks=%s", ",".join(lack.names())) if lack else log.info("training goes on")
+
+    def _take(self, answer: Word) -> None:
         """Keep what the child said; None: it has ended. Needs no gateway."""
         if isinstance(answer, job.Trained):
             self._training_s = round(time.monotonic() - self._started, 3)
@@ -200,16 +213,18 @@ class Agent:
             self._switch(answer)
         elif isinstance(answer, job.Failed):
             log.error("training failed why=%r", answer.why)
+        elif isinstance(answer, Lack):
+            self._note(answer)
         else:
-            self._child = None
+            self._child.ended()
             if self._session.state is session.State.TRAINING:
                 self._session.handle(session.TrainingFailed())
 
     async def _finish_work(self) -> None:
         """Without a gateway: an update waits in the journal, and the head that came last is still chosen from."""
         self._start_child()
-        while self._child is not None:
-            self._take(await self._inbox.get())
+        while self._child.works:
+            self._take(await self._child.words.get())
             self._start_child()
 
     # ---- the update -----------------------------------------------------------------------------------------
@@ -269,48 +284,13 @@ class Agent:
         training = self._session.state is session.State.TRAINING
         superseded = training or (self._store.get("last_round") or 0) > head.version
         choosing = behind > (MOST_BEHIND if superseded else 0)
-        if self._child is not None or not (training or choosing):
+        if self._child.works or not (training or choosing) or (not training and self._child.look()):
             return
         offer = wire.encode(self._offer) if training and self._offer is not None else None
         self._given = head
         self._started = time.monotonic()
         wanted = job.Job(int(choosing), self._settings.personal_epochs, head.signed, head.body, offer)
-        self._child = asyncio.create_task(self._work(wire.encode(wanted)))
-
-    async def _work(self, wanted: bytes) -> None:
-        """Run one child to its end; its answers go to the inbox, None behind the last."""
-        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-        child = await asyncio.create_subprocess_exec(
-            *child_command(self._directory, background=self._background),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            env=environment,
-        )
-        assert child.stdin is not None and child.stdout is not None
-        try:
-            child.stdin.write(wanted)
-            child.stdin.close()
-            while True:
-                try:
-                    size = job.LENGTH.unpack(await child.stdout.readexactly(job.LENGTH.size))[0]
-                    if size > job.FRAME_LIMIT:
-                        raise EnvironmentFault(f"the training child sent {size} B")
-                    await self._inbox.put(job.parse(await child.stdout.readexactly(size)))
-                except asyncio.IncompleteReadError:
-                    break
-            code = await child.wait()
-            if code != 0:
-                await self._inbox.put(job.Failed(f"the training child ended with {code}"))
-        finally:
-            if child.returncode is None:
-                child.kill()
-                await child.wait()  # else its transport outlives the event loop and complains
-            await self._inbox.put(None)
-
-    async def _end_child(self) -> None:
-        if self._child is not None:
-            self._child.cancel()
-            await asyncio.wait([self._child], timeout=KILL_WAIT_S)
+        self._child.start(wire.encode(wanted))
 
     # ---- the board's model ----------------------------------------------------------------------------------
 
@@ -354,13 +334,10 @@ class Agent:
         return not waits_for_head and (self._answered is not None or told.poll_ms > SOON_S * 1000)
 
 
-def child_command(directory: Path, *, background: bool) -> list[str]:
-    """The training child of DIR. background: in the idle class of I/O, too, where there is ``ionice``."""
-    command = [sys.executable, "-m", "fl_tiny.device.worker", str(directory)]
-    if not background:
-        return command
-    ionice = shutil.which("ionice")  # util-linux or busybox; Python has no call for it. -t: go on where it is refused
-    return [*([ionice, "-t", "-c", "3"] if ionice else []), *command, job.BACKGROUND]
+def limits_of(settings: config.DeviceSettings) -> budget.Limits:
+    """What DIR/fl-tiny.toml lets training take."""
+    s = settings
+    return budget.Limits(s.max_temperature, s.min_battery, s.max_memory_pressure, s.max_load)
 
 
 def _solved_since(head: HeldHead) -> int:

@@ -53,9 +53,10 @@ class Link:
         answer = await self._ask("POST", ("d",), wire.encode(wire.Register(did, (wire.VERSION,))), CBOR)
         return wire.decode(wire.Registered, answer.payload)
 
-    async def heartbeat(self, head: int, samples: int) -> wire.Next:
-        """A sign of life; the answer says what to do next."""
-        answer = await self._ask("PUT", ("d",), wire.encode(wire.Heartbeat(head, samples)), CBOR)
+    async def heartbeat(self, head: int, samples: int, lacks: int = 0) -> wire.Next:
+        """A sign of life; the answer says what to do next. lacks: what training has to wait for (device/budget.py)."""
+        beat = wire.Heartbeat(head, samples, int(lacks) or None)
+        answer = await self._ask("PUT", ("d",), wire.encode(beat), CBOR)
         return wire.decode(wire.Next, answer.payload)
 
     async def offer(self) -> wire.Offer:

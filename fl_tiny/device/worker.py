@@ -8,8 +8,10 @@ memory goes back to the board with the process. Answers are frames on stdout (de
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import BinaryIO
@@ -28,6 +30,9 @@ from fl_tiny.learn.requant import patch
 from fl_tiny.learn.tflite import read_model
 from fl_tiny.protocol import signed, wire
 from fl_tiny.protocol.manifest import spec_of
+
+PR_SET_PDEATHSIG = 1
+OOM_SCORE = 800  # of 1,000: what it does can be done again
 
 
 def serve(directory: Path, job: Job, out: BinaryIO) -> None:
@@ -80,9 +85,18 @@ def give_way() -> None:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
+def be_expendable() -> None:
+    """End with the agent, even when stopped, and before others when memory runs out. Source: prctl(2), proc(5)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
+
+
 def main() -> None:
     """The child's entry: DIR as the argument, one job on stdin."""
     out = sys.stdout.buffer
+    be_expendable()
     if BACKGROUND in sys.argv[2:]:
         give_way()
     try:

@@ -36,12 +36,14 @@ class OfferSeen:
     """The gateway offers a round; what this device could bring. held: how many of the samples are held out.
 
     classes: how many it has samples of; None in a fleet that learns labels or values.
+    able: can the board spare what training takes?
     """
 
     offer: Offer
     samples: int
     held: int
     classes: int | None
+    able: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,8 @@ Action = SendAnswer | Settle
 
 
 def _offered(event: OfferSeen) -> tuple[State, list[Action]]:
+    if not event.able:
+        return State.IDLE, [SendAnswer(Said.NO_BUDGET)]
     gram = event.offer.gram
     if gram is not None:
         enough = event.samples - event.held >= gram.min_samples  # sums of a single class are of use

@@ -127,11 +127,15 @@ class Registered:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """A sign of life: the head version held (0: the model's own) and the samples stored."""
+    """A sign of life: the head version held (0: the model's own) and the samples stored.
+
+    lacks: bits of what training has to wait for; 1 memory, 2 temperature, 4 battery, 8 load; absent: nothing.
+    """
 
     KIND: ClassVar[int] = 5
     head: Annotated[int, Key(1, uint(0, U32))]
     samples: Annotated[int, Key(2, uint(0, U32))]
+    lacks: Annotated[int | None, Key(3, uint(1, 15))] = None
 
 
 @dataclass(frozen=True, slots=True)

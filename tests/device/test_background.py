@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fl_tiny.device.agent import child_command
+from fl_tiny.device.child import command
 
 PATIENCE_S = 30
 
@@ -19,9 +19,7 @@ PATIENCE_S = 30
 @pytest.mark.skipif(shutil.which("ionice") is None, reason="ionice is not installed")
 @pytest.mark.parametrize("background", [True, False])
 def test_a_child_in_the_background_has_idle_classes(tmp_path: Path, background: bool) -> None:
-    child = subprocess.Popen(
-        child_command(tmp_path, background=background), stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
+    child = subprocess.Popen(command(tmp_path, background=background), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:  # it waits for its job, so there is time to look
         until = time.monotonic() + (PATIENCE_S if background else 0.5)
         while os.sched_getscheduler(child.pid) != os.SCHED_IDLE and time.monotonic() < until:

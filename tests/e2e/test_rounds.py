@@ -150,6 +150,19 @@ def test_a_board_without_labels_takes_heads_and_declines_rounds(fleet: Fleet) ->
     assert (idle / "model/current.tflite").read_bytes() == exported.read_bytes()
 
 
+def test_a_board_without_the_means_declines_says_why_and_takes_heads(fleet: Fleet) -> None:
+    gateway = fleet.gateway("--clients", 2, "--interval", 0, "--rounds", 1)
+    able, busy = fleet.device("able", seed=1), fleet.device("busy", seed=2)
+    (busy / "fl-tiny.toml").write_text("max_load = 0.000001\n")  # this machine does something: it is above that
+    waiting = fleet.run(busy)
+    fleet.run(able)
+    assert waiting.event("round", state="declined")["lacks"] == ["load"]
+    assert gateway.wait() == 0
+    waiting.event("round", state="published")
+    (row,) = cli("gateway", "rounds", fleet.gw)
+    assert row["received"] == 1
+
+
 def test_once_takes_part_in_what_is_open_and_ends(fleet: Fleet) -> None:
     fleet.gateway("--interval", 0)
     directory = fleet.device("d")

@@ -15,6 +15,7 @@ MESSAGES = {
     "register": wire.Register(DID, (1,)),
     "registered": wire.Registered(1, 60_000),
     "heartbeat": wire.Heartbeat(0, 4_294_967_295),
+    "heartbeat_lacks": wire.Heartbeat(3, 40, 9),
     "next-least": wire.Next(0, 0),
     "next-full": wire.Next(86_400_000, 7, RID),
     "own-peer": wire.Own("peer", 3),
