@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 from typing import IO
 
-from fl_tiny.errors import DataError, EnvironmentFault, ModelError
+from fl_tiny.errors import ConfigError, DataError, EnvironmentFault, ModelError
 
 
 def open_plain(path: Path, limit: int) -> IO[bytes]:
@@ -36,6 +37,22 @@ def read_bounded(path: Path, limit: int, fault: type[ModelError] | type[DataErro
     if len(data) > limit:
         raise fault(f"{path} is longer than {limit} bytes", hint="give a smaller file")
     return data
+
+
+def read_private(path: Path) -> bytes:
+    """A secret. Raises: ConfigError when others may read it or own it; EnvironmentFault when it cannot be read."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as cause:
+        raise EnvironmentFault(f"cannot read {path}: {cause.strerror}") from cause
+    with os.fdopen(handle, "rb") as file:
+        found = os.fstat(handle)
+        mode = stat.S_IMODE(found.st_mode)
+        if mode & 0o077:
+            raise ConfigError(f"{path} has mode {mode:04o}; a secret has 0600", hint=f"chmod 600 {path}")
+        if found.st_uid != os.geteuid():
+            raise ConfigError(f"{path} belongs to user {found.st_uid}, not to {os.geteuid()}", hint=f"chown {path}")
+        return file.read()
 
 
 def check_writable(path: Path) -> None:

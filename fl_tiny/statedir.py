@@ -6,13 +6,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from fl_tiny.errors import ConfigError, EnvironmentFault
-from fl_tiny.files import write_atomic
+from fl_tiny.files import read_private, write_atomic
 
 SETTINGS = "fl-tiny.toml"
 DATABASE = "state.db"
@@ -39,16 +38,7 @@ def write_secret(directory: Path, name: str, data: bytes) -> None:
 
 def read_secret(directory: Path, name: str) -> bytes:
     """A secret of DIR. Raises: ConfigError when others may read it; EnvironmentFault when it is not there."""
-    path = directory / SECRET / name
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    except OSError as cause:
-        raise EnvironmentFault(f"cannot read {path}: {cause.strerror}") from cause
-    with os.fdopen(fd, "rb") as file:
-        mode = stat.S_IMODE(os.fstat(fd).st_mode)
-        if mode & 0o077:
-            raise ConfigError(f"{path} has mode {mode:04o}; a secret has 0600", hint=f"chmod 600 {path}")
-        return file.read()
+    return read_private(directory / SECRET / name)
 
 
 def act_as_owner(directory: Path) -> None:

@@ -64,8 +64,9 @@ def commands(parser: argparse.ArgumentParser, words: str = "fl-tiny") -> Iterato
 
 
 def command_section(command: str) -> str:
-    found = re.search(rf"^###? {command}\b[^\n]*\n(.*?)(?=^##|\Z)", text("docs/cli.md"), re.MULTILINE | re.DOTALL)
-    assert found, f"docs/cli.md has no section {command}"
+    page = text("docs/cli.md") + text("docs/cli-fleet.md")
+    found = re.search(rf"^###? {command}\b[^\n]*\n(.*?)(?=^##|\Z)", page, re.MULTILINE | re.DOTALL)
+    assert found, f"no page of commands has a section {command}"
     return found[1]
 
 

@@ -100,6 +100,17 @@ def duration(text: str) -> float:
     return seconds
 
 
+def share(text: str) -> float:
+    """A share above 0 and up to 1, for argparse."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 0 < found <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share above 0 and up to 1")
+    return found
+
+
 def positive(text: str) -> int:
     """A number from 1 to 100000, for argparse."""
     if not text.isdecimal() or not 1 <= int(text) <= 100_000:

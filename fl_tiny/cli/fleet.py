@@ -8,14 +8,26 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fl_tiny.cli.common import command, group, positive, progress, show, table
+from fl_tiny.cli.common import command, group, positive, progress, share, show, table
+from fl_tiny.cli.gateway import model_options, wanted_of
 
 CODE_S = 3600.0  # a code made for a board lives so long
+CANARY_LIMIT = 1 << 20  # protocol/wire.py; help needs no cbor2
 
 
 def add(parent: Any) -> None:
     """Declare the commands of this group."""
-    sub = group(parent, "fleet", "set up many boards at once")
+    sub = group(parent, "fleet", "set up many boards at once, and sign the models they run")
+    p = command(sub, "init", init, "fl-tiny fleet init keys")
+    p.add_argument("keys", type=Path, help="a folder to be made, on a machine that is not the gateway")
+    p = command(sub, "sign", sign, "fl-tiny fleet sign keys --model v2.tflite --counter 2 --out v2.manifest")
+    p.add_argument("keys", type=Path, help="the folder of fl-tiny fleet init")
+    model_options(p)
+    p.add_argument("--counter", type=positive, required=True, metavar="N", help="higher than any before it")
+    p.add_argument("--canary", type=Path, metavar="D.npz", help="samples and labels that each device tries it on")
+    p.add_argument("--least", type=share, default=0.5, help="the share it must be right of them (default: 0.5)")
+    p.add_argument("--next-keys", type=Path, metavar="KEYS2", help="whose key signs from the next model on")
+    p.add_argument("--out", type=Path, required=True, metavar="M")
     example = "fl-tiny fleet install pi@kitchen pi@hall --gateway-dir gw --packages packages"
     p = command(sub, "install", install, example)
     p.add_argument("host", nargs="*", help="what ssh takes: user@host, ssh://user@host:port, a name of ssh_config")
@@ -39,6 +51,52 @@ def add(parent: Any) -> None:
     p.add_argument(
         "--ssh-option", action="append", default=[], metavar="OPT", help="handed to ssh as -o OPT; repeatable"
     )
+
+
+def init(args: argparse.Namespace) -> None:
+    """Make the model-signing key of a fleet, in a folder that stays off the gateway."""
+    from fl_tiny.gateway import manifests
+    from fl_tiny.protocol import signed
+
+    hashed = signed.digest(manifests.make_keys(args.keys)).hex()
+    text = f"{args.keys} signs models; keep it off the gateway, and keep a copy\nmodel key {hashed}"
+    show(args, {"keys": str(args.keys), "model_key": hashed}, text)
+
+
+def sign(args: argparse.Namespace) -> None:
+    """Sign a model for a fleet: what is trained of it, what its outputs mean, how inputs are made."""
+    from fl_tiny.files import check_writable, read_bounded, write_atomic
+    from fl_tiny.gateway import manifests
+    from fl_tiny.protocol import signed
+
+    check_writable(args.out)
+    seed = manifests.read_key(args.keys)
+    made = manifests.settle(args.model, args.labels, wanted_of(args), counter=args.counter)
+    canary = None
+    if args.canary is not None:
+        _try_canary(args, made)
+        canary = (read_bounded(args.canary, CANARY_LIMIT), args.least)
+    successor = signed.public_key(manifests.read_key(args.next_keys)) if args.next_keys else None
+    write_atomic(args.out, manifests.sign(seed, made, canary, successor))
+    hashed = signed.digest(signed.public_key(seed)).hex()
+    found = {"out": str(args.out), "model": made.manifest.name, "counter": args.counter, "model_key": hashed}
+    show(args, found, f"{args.out}: {made.manifest.name}, counter {args.counter}, signed by {hashed}")
+
+
+def _try_canary(args: argparse.Namespace, made: Any) -> None:
+    """Raises: DataError when the model does not pass its own canary here."""
+    from fl_tiny.device.dataset import open_dataset
+    from fl_tiny.device.evaluation import accuracy, expected_of
+    from fl_tiny.device.isolated import isolated_backbone
+    from fl_tiny.errors import DataError
+    from fl_tiny.learn.tflite import read_model
+
+    model = read_model(made.data)
+    data = open_dataset(args.canary, model.input, expected=expected_of(model))
+    with isolated_backbone(made.data) as backbone:
+        found = accuracy(model, backbone, data)[0]
+    if found < args.least:
+        raise DataError(f"{args.model} is right of {found:.3f} of the canary", hint=f"--least says {args.least:g}")
 
 
 def install(args: argparse.Namespace) -> int:

@@ -18,6 +18,7 @@ from fl_tiny.cli.common import (
     must_run,
     progress,
     running_option,
+    share,
     show,
     table,
 )
@@ -30,18 +31,8 @@ def add(parent: Any) -> None:
     sub = group(parent, "gateway", "run the aggregator of a fleet")
     p = command(sub, "init", init, "fl-tiny gateway init gw --model model.tflite --labels labels.txt")
     p.add_argument("dir", type=Path)
-    p.add_argument("--model", type=Path, required=True, help="the int8 .tflite the fleet trains")
-    p.add_argument(
-        "--layers", type=int, metavar="K", help="train the last K layers (default: 2 dense ones, or 1 if only 1)"
-    )
-    p.add_argument(
-        "--task", choices=TASKS, help="what the outputs are taught (default: classification where it can be)"
-    )
-    p.add_argument(
-        "--bias-only", action="store_true", help="train the layers' biases alone: a tenth of the bytes or less"
-    )
-    p.add_argument("--labels", type=Path, metavar="L.txt", help="names of the classes, one a line")
-    p.add_argument("--preprocess", type=Path, metavar="P.toml", help="how files become inputs (default: DIR's table)")
+    model_options(p)
+    p.add_argument("--manifest", type=Path, metavar="M", help="as fl-tiny fleet sign wrote it: no model key lies here")
     if_needed_option(p, "is a gateway")
     p = command(sub, "run", run, "fl-tiny gateway run gw --web 127.0.0.1:8080 --clients 10 --interval 600")
     p.add_argument("dir", type=Path)
@@ -75,19 +66,50 @@ def add(parent: Any) -> None:
         p = command(sub, name, run_it, f"fl-tiny gateway {name} gw kitchen")
         p.add_argument("dir", type=Path)
         p.add_argument("device", help="an id, a unique prefix of one, or a name")
+    p = command(sub, "publish", publish, "fl-tiny gateway publish gw v2.manifest --model v2.tflite --share 0.2")
+    p.add_argument("dir", type=Path)
+    p.add_argument("manifest", type=Path, help="what fl-tiny fleet sign wrote")
+    p.add_argument("--model", type=Path, required=True, help="the .tflite that it was signed for")
+    p.add_argument("--share", type=share, default=1.0, help="of the devices, above 0 (default: 1, all of them)")
     p = command(sub, "export", export, "fl-tiny gateway export gw --out fleet.tflite")
     p.add_argument("dir", type=Path)
     p.add_argument("--out", type=Path, required=True, metavar="FILE.tflite")
 
 
-def init(args: argparse.Namespace) -> None:
-    """Make DIR the gateway of a fleet that trains this model."""
-    from fl_tiny.gateway import setup
+def model_options(p: argparse.ArgumentParser) -> None:
+    """Declare what is said of a model before it is signed."""
+    p.add_argument("--model", type=Path, required=True, help="the int8 .tflite the fleet trains")
+    p.add_argument(
+        "--layers", type=int, metavar="K", help="train the last K layers (default: 2 dense ones, or 1 if only 1)"
+    )
+    p.add_argument(
+        "--task", choices=TASKS, help="what the outputs are taught (default: classification where it can be)"
+    )
+    p.add_argument(
+        "--bias-only", action="store_true", help="train the layers' biases alone: a tenth of the bytes or less"
+    )
+    p.add_argument("--labels", type=Path, metavar="L.txt", help="names of the classes, one a line")
+    p.add_argument("--preprocess", type=Path, metavar="P.toml", help="how files become inputs (default: DIR's table)")
+
+
+def wanted_of(args: argparse.Namespace) -> Any:
+    """What these options say."""
+    from fl_tiny.gateway.manifests import Wanted
     from fl_tiny.learn.loss import Task
 
-    wanted = setup.Wanted(args.layers, Task(args.task) if args.task else None, args.bias_only, args.preprocess)
+    return Wanted(args.layers, Task(args.task) if args.task else None, args.bias_only, args.preprocess)
+
+
+def init(args: argparse.Namespace) -> None:
+    """Make DIR the gateway of a fleet that trains this model."""
+    from fl_tiny.errors import ConfigError
+    from fl_tiny.gateway import setup
+
+    said = (args.layers, args.task, args.bias_only or None, args.labels, args.preprocess)
+    if args.manifest is not None and said != (None,) * len(said):
+        raise ConfigError("--manifest says it all of the model", hint="give such options to fl-tiny fleet sign")
     made = (setup.initialised(args.dir) if args.if_needed else None) or setup.initialise(
-        args.dir, args.model, args.labels, wanted
+        args.dir, args.model, args.labels, wanted_of(args), args.manifest
     )
     text = (
         f"{args.dir} is a gateway for {made.model}, training its last {made.layers} layers\n"
@@ -145,7 +167,11 @@ def devices(args: argparse.Namespace) -> None:
     from fl_tiny.gateway import setup
 
     rows = setup.device_rows(_store(args.dir))
-    show(args, rows, table(rows, ("id", "name", "state", "last_round", "samples", "last_seen_s", "outlier")))
+    show(
+        args,
+        rows,
+        table(rows, ("id", "name", "state", "last_round", "samples", "last_seen_s", "outlier", "model", "trouble")),
+    )
 
 
 def rounds(args: argparse.Namespace) -> None:
@@ -185,6 +211,16 @@ def forget(args: argparse.Namespace) -> None:
     device, number = forget_device(args.dir, args.device)
     found = {"id": device.did.hex(), "state": "revoked", "round": number}
     show(args, found, f"{device.did.hex()} is revoked, and head {number} is made without it")
+
+
+def publish(args: argparse.Namespace) -> None:
+    """Roll a signed model out to a share of the fleet's devices, or to all; each tries it and keeps what works."""
+    from fl_tiny.gateway import manifests, models
+
+    store = _store(args.dir)
+    made = models.publish(args.dir, store, args.model, manifests.read_manifest(args.manifest), args.share)
+    found = {"model": made.name, "counter": made.counter, "share": args.share}
+    show(args, found, f"{made.name}, counter {made.counter}, is for {args.share:.0%} of the devices")
 
 
 def export(args: argparse.Namespace) -> None:

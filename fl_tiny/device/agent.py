@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from fl_tiny import config, notify, statedir
-from fl_tiny.device import budget, job
+from fl_tiny.device import budget, job, slots
 from fl_tiny.device.budget import Lack
 from fl_tiny.device.child import Child, Word
 from fl_tiny.device.enrol import DEFAULT_PORT
-from fl_tiny.device.layout import CURRENT, DEVICE_KEY, NEXT, PSK
+from fl_tiny.device.layout import DEVICE_KEY, PSK
 from fl_tiny.device.link import Link
 from fl_tiny.device.store import DeviceStore, HeldHead, Journal, Kept, floats_to_bytes
+from fl_tiny.device.upgrade import Upgrade
 from fl_tiny.errors import EnvironmentFault, RemoteError
-from fl_tiny.files import sync_directory
 from fl_tiny.protocol import session, signed, wire
 from fl_tiny.protocol.residual import undelivered
 
@@ -47,8 +47,8 @@ class Agent:
         self._emit = emit
         self._did: bytes = self._store.get("did")
         self._seed = statedir.read_secret(directory, DEVICE_KEY)
-        self._manifest_digest = hashlib.sha256(signed.payload_of(self._store.get("manifest"))).digest()
-        self._manifest = wire.decode(wire.Manifest, signed.payload_of(self._store.get("manifest")))
+        self._upgrade = Upgrade(directory, self._store, emit)
+        self._read_manifest()
         owes = self._store.journal() is not None
         self._session = session.Session(session.State.SENDING if owes else session.State.IDLE)
         self._offer: wire.Offer | None = None
@@ -56,7 +56,13 @@ class Agent:
         self._child = Child(directory, limits_of(self._settings), background=background)
         self._given = self._store.head()  # what the child at work starts from
         self._started = 0.0  # when it did
+        self._trying = False  # the child at work tries a model
         self._training_s: float | None = None  # how long it took to its update
+
+    def _read_manifest(self) -> None:
+        payload = signed.payload_of(self._store.get("manifest"))
+        self._manifest_digest = hashlib.sha256(payload).digest()
+        self._manifest = wire.decode(wire.Manifest, payload)
 
     async def run(self, *, once: bool, rounds: int | None) -> None:
         """Take part until done: ``once``: in what is open; ``rounds``: until so many rounds counted; else for ever.
@@ -102,6 +108,7 @@ class Agent:
         address = config.address(where, DEFAULT_PORT)
         link = await Link.open(address, self._did.hex(), psk, lan_timing=self._settings.lan_timing)
         await link.register(self._did)
+        self._upgrade.connected()
         self._emit("connected", {"gateway": where})
         log.info("connected gateway=%s", where)
         notify.status(f"connected to {where}")
@@ -117,13 +124,16 @@ class Agent:
             if told.head > self._store.head().version:
                 await self._fetch_head(link)
                 told = await self._beat(link)  # the next round may have opened meanwhile: one child does both
+            if self._session.state is session.State.IDLE:
+                await self._upgrade.consider(link, told.model)
             if self._needs_nothing(rounds):
                 return await self._finish_work()
-            if told.rid is not None and not (once and self._answered):
+            trying = self._upgrade.trial is not None
+            if told.rid is not None and not trying and not (once and self._answered):
                 await self._consider(link, told.rid)
             self._start_child()
             idle = not self._child.works and self._session.state is session.State.IDLE
-            if idle and once and self._once_over(told, started):
+            if idle and once and not trying and self._once_over(told, started):
                 return None
             await self._listen(link, told.poll_ms / 1000)
 
@@ -140,7 +150,10 @@ class Agent:
             await link.answer(rid, wire.Said.JOIN)
 
     async def _beat(self, link: Link) -> wire.Next:
-        return await link.heartbeat(self._store.head().version, self._store.sample_count()[0], self._child.look())
+        held, lacks = self._store.head().version, int(self._child.look()) or None
+        return await link.heartbeat(
+            wire.Heartbeat(held, self._store.sample_count()[0], lacks, *self._upgrade.heartbeat())
+        )
 
     async def _fetch_head(self, link: Link) -> None:
         held = await link.head(self._manifest_digest, self._manifest.body_size, self._store.get("gateway_pk"))
@@ -211,6 +224,11 @@ class Agent:
             self._keep(answer)
         elif isinstance(answer, job.Chosen):
             self._switch(answer)
+        elif isinstance(answer, job.Tried) or (isinstance(answer, job.Failed) and self._trying):
+            self._trying = False
+            found = self._upgrade
+            if found.tried(answer) if isinstance(answer, job.Tried) else found.failed(answer.why):
+                self._read_manifest()
         elif isinstance(answer, job.Failed):
             log.error("training failed why=%r", answer.why)
         elif isinstance(answer, Lack):
@@ -279,17 +297,19 @@ class Agent:
 
         A round goes first: a board chooses its model when no round waits for it, or when it is too far behind.
         """
+        trial = self._upgrade.job(self._settings.personal_epochs) if self._session.state is session.State.IDLE else None
         head = self._store.head()
         behind = head.version - self._store.kept().chosen_at
         training = self._session.state is session.State.TRAINING
         superseded = training or (self._store.get("last_round") or 0) > head.version
         choosing = behind > (MOST_BEHIND if superseded else 0)
-        if self._child.works or not (training or choosing) or (not training and self._child.look()):
+        if self._child.works or not (training or choosing or trial) or (not training and self._child.look()):
             return
+        self._trying = trial is not None
         offer = wire.encode(self._offer) if training and self._offer is not None else None
         self._given = head
         self._started = time.monotonic()
-        wanted = job.Job(int(choosing), self._settings.personal_epochs, head.signed, head.body, offer)
+        wanted = trial or job.Job(int(choosing), self._settings.personal_epochs, head.signed, head.body, offer)
         self._child.start(wire.encode(wanted))
 
     # ---- the board's model ----------------------------------------------------------------------------------
@@ -309,16 +329,9 @@ class Agent:
 
     def _finish_switch(self) -> None:
         """Move model/.next.tflite into place when it is what was chosen; choose anew when the file is another."""
-        folder = self._directory / statedir.MODEL
-        kept = self._store.kept()
-        if _digest(folder / CURRENT) == kept.digest:
-            return
-        if _digest(folder / NEXT) == kept.digest:
-            (folder / NEXT).replace(folder / CURRENT)
-            sync_directory(folder)
-        else:
+        if not slots.put_right(self._directory, self._store):
             log.warning("model/current.tflite is not what was chosen; choosing again")
-            self._store.put_kept(replace(kept, chosen_at=-1))
+            self._store.put_kept(replace(self._store.kept(), chosen_at=-1))
 
     def _needs_nothing(self, rounds: int | None) -> bool:
         """Have ``rounds`` rounds counted, and is the last one's head here? What is left to do needs no gateway."""
@@ -343,10 +356,3 @@ def limits_of(settings: config.DeviceSettings) -> budget.Limits:
 def _solved_since(head: HeldHead) -> int:
     """The last version that was solved from sums and not trained, 0 for none: changes before it mean nothing here."""
     return wire.decode(wire.Head, signed.payload_of(head.signed)).since or 0
-
-
-def _digest(path: Path) -> bytes:
-    try:
-        return hashlib.sha256(path.read_bytes()).digest()
-    except OSError:
-        return b""

@@ -14,14 +14,14 @@ from fl_tiny import config, statedir
 from fl_tiny.device.backbone import Backbone, open_backbone, runtime_name
 from fl_tiny.device.dataset import input_codes
 from fl_tiny.device.evaluation import classes_of_outputs, real_values
-from fl_tiny.device.layout import BASE, CURRENT
+from fl_tiny.device.layout import CURRENT
 from fl_tiny.device.runtimes import same_features
+from fl_tiny.device.slots import base_path, manifest_of
 from fl_tiny.device.store import DeviceStore, Sample
 from fl_tiny.errors import DataError
 from fl_tiny.learn.head import HeadSpec
 from fl_tiny.learn.loss import Targets, Task
 from fl_tiny.learn.tflite import Model, cut, read_model
-from fl_tiny.protocol import signed, wire
 from fl_tiny.protocol.manifest import spec_of
 
 log = logging.getLogger(__name__)
@@ -39,8 +39,17 @@ class Device:
         self._store = store
         self._settings = config.load(directory / statedir.SETTINGS, config.DeviceSettings)
         self._runtime = runtime or self._settings.runtime
-        self._model: Model = read_model((directory / statedir.MODEL / BASE).read_bytes())
-        manifest = wire.decode(wire.Manifest, signed.payload_of(store.get("manifest")))
+        self._follow()
+
+    def _follow(self) -> None:
+        """Use the fleet's model, as it is now: it may have been replaced by a newer one since."""
+        message: bytes = self._store.get("manifest")
+        if message == getattr(self, "_manifest", None):
+            return
+        self._manifest = message
+        self._meant = self._store.features
+        self._model: Model = read_model(base_path(self._directory, self._store).read_bytes())
+        manifest = manifest_of(message)
         self.labels = manifest.labels
         self.preprocess = manifest.preprocess
         self.spec: HeadSpec = spec_of(self._model, manifest)
@@ -85,6 +94,7 @@ class Device:
 
         Raises: DataError as ``features``, or for labels that are not in [0, classes).
         """
+        self._follow()
         return self.learn_features(self.features(x), y, runtime=self.runtime)
 
     def learn_features(self, f: ArrayLike, y: ArrayLike, *, runtime: str = "") -> int:
@@ -100,13 +110,14 @@ class Device:
         rows = (self._sample(row, label) for row, label in zip(codes, labels, strict=True))
         self._note(runtime)
         most = self._settings.max_sample_bytes // self.spec.feature_size
-        return self._store.add_samples(rows, max(1, min(self._settings.max_samples, most)))
+        return self._store.add_samples(rows, max(1, min(self._settings.max_samples, most)), self._meant)
 
     def predict(self, x: ArrayLike) -> NDArray[Any]:
         """What the board's current model says of each sample. x: as ``features``.
 
         (n,) int64 classes; of a fleet that learns labels (n, outputs) bool, of one that learns values float32.
         """
+        self._follow()
         data = self.model_path.read_bytes()
         if self._current is None or self._current[0] != data:
             self._current = (data, open_backbone(data, runtime=self._runtime))

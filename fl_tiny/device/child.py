@@ -23,7 +23,7 @@ Word = job.Answer | Lack | None
 class Child:
     """At most one child at a time; what it says, and whether it is paused, is put into ``words``: None behind the last.
 
-    A ``Lack`` among the words: it is paused for that, or goes on when there is none.
+    A ``Lack`` among the words: it is paused for that, or goes on when there is none; the last word: it had to end.
     """
 
     def __init__(self, directory: Path, limits: budget.Limits, *, background: bool, sensors: Path = Path("/")) -> None:
@@ -33,6 +33,7 @@ class Child:
         self._limits = limits
         self._background = background
         self._sensors = sensors
+        self._ended_for = NOTHING
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -47,6 +48,7 @@ class Child:
 
     def start(self, wanted: bytes) -> None:
         """Start a child with an encoded job."""
+        self._ended_for = NOTHING
         self._task = asyncio.create_task(self._work(wanted))
 
     def ended(self) -> None:
@@ -71,9 +73,10 @@ class Child:
         try:
             await self._listen(process, wanted)
             code = await process.wait()
-            if code != 0:
-                short = ": memory is short" if Lack.MEMORY in self.lack else ""
-                await self.words.put(job.Failed(f"the training child ended with {code}{short}"))
+            if self._ended_for:
+                await self.words.put(self._ended_for)
+            elif code != 0:
+                await self.words.put(job.Failed(f"the training child ended with {code}"))
         finally:
             watching.cancel()
             if process.returncode is None:
@@ -100,6 +103,7 @@ class Child:
         while process.returncode is None:
             lack = self.look()
             if Lack.MEMORY in lack:
+                self._ended_for = lack
                 process.kill()  # stopped, it would keep what the board is short of
                 return
             if bool(lack) != stopped:

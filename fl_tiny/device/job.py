@@ -23,6 +23,7 @@ class Job:
     """choose: 1 to choose the board's model too.   offer: the round to train for, encoded; absent: none.
 
     head, body: the signed head to start from and its canonical body.
+    trial, manifest: a slot whose model is to be tried, and nothing else done; what was signed of that model.
     """
 
     KIND: ClassVar[int] = 100
@@ -31,6 +32,8 @@ class Job:
     head: Annotated[bytes, Key(3, blob(1, cbor.CONTROL_LIMIT))]
     body: Annotated[bytes, Key(4, blob(1, 2 * MAX_CODES))]
     offer: Annotated[bytes | None, Key(5, blob(1, cbor.CONTROL_LIMIT))] = None
+    trial: Annotated[str | None, Key(6, text(1, 1))] = None
+    manifest: Annotated[bytes | None, Key(7, blob(1, cbor.CONTROL_LIMIT))] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +73,17 @@ class Failed:
     why: Annotated[str, Key(1, text(1, 512))]
 
 
-Answer = Trained | Chosen | Failed
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What became of a trial: a problem code, 0 for none, and why.   same: 1 when the samples go on with the model."""
+
+    KIND: ClassVar[int] = 104
+    code: Annotated[int, Key(1, uint(0, 99))]
+    why: Annotated[str | None, Key(2, text(0, 128))] = None
+    same: Annotated[int | None, Key(3, FLAG)] = None
+
+
+Answer = Trained | Chosen | Failed | Tried
 
 
 def frame(message: object) -> bytes:
@@ -86,6 +99,8 @@ def parse(body: bytes) -> Answer:
         return wire.decode(Trained, body, limit=FRAME_LIMIT)
     if kind == Chosen.KIND:
         return wire.decode(Chosen, body)
+    if kind == Tried.KIND:
+        return wire.decode(Tried, body)
     return wire.decode(Failed, body)
 
 

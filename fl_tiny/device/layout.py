@@ -3,6 +3,10 @@
 
 DEVICE_KEY = "device.key"  # secret/: Ed25519 seed
 PSK = "psk"  # secret/: the DTLS key of the enrolled device
-BASE = "base.tflite"  # model/: as the fleet's manifest names it
+BASE = "base.tflite"  # model/: slot a, a fleet's model as its manifest names it
+BASE_B = "base-b.tflite"  # model/: slot b
+SLOTS = {"a": BASE, "b": BASE_B}
+CANARY = ".canary.npz"  # model/: what a new model is tried on, while it is
+OLD = ".old.tflite"  # model/: current.tflite as it was before a new model
 CURRENT = "current.tflite"  # model/: what programs of the board load; switched atomically
 NEXT = ".next.tflite"  # model/: chosen, not switched to yet

@@ -53,9 +53,8 @@ class Link:
         answer = await self._ask("POST", ("d",), wire.encode(wire.Register(did, (wire.VERSION,))), CBOR)
         return wire.decode(wire.Registered, answer.payload)
 
-    async def heartbeat(self, head: int, samples: int, lacks: int = 0) -> wire.Next:
-        """A sign of life; the answer says what to do next. lacks: what training has to wait for (device/budget.py)."""
-        beat = wire.Heartbeat(head, samples, int(lacks) or None)
+    async def heartbeat(self, beat: wire.Heartbeat) -> wire.Next:
+        """A sign of life; the answer says what to do next."""
         answer = await self._ask("PUT", ("d",), wire.encode(beat), CBOR)
         return wire.decode(wire.Next, answer.payload)
 
@@ -96,6 +95,26 @@ class Link:
         if hashlib.sha256(data).digest() != manifest.digest:
             raise RemoteError("the model does not have the digest that was signed", code=wire.Code.CONFLICT)
         return head, Fetched(manifest, message, data)
+
+    async def newer(self, gateway_pk: bytes) -> tuple[bytes, bytes] | None:
+        """The signed head that names the model which this device should take, and that model's signed manifest.
+
+        The head's signature is checked, the manifest's is not. None: there is no newer model.
+        """
+        answer = await self._client.request("GET", ("m", "new"))
+        if answer.code == "4.04":
+            return None
+        message = _good(answer).payload
+        head = wire.decode(wire.Head, signed.verify(message, gateway_pk))
+        path = ("m", wire.name_of(head.manifest), "s")
+        return message, await self._client.fetch(path, size_limit=SIGNED_LIMIT)
+
+    async def body(self, digest: bytes, size: int) -> bytes:
+        """What a digest names. Raises: RemoteError when it is something else."""
+        data = await self._client.fetch(("m", wire.name_of(digest)), size_limit=size)
+        if hashlib.sha256(data).digest() != digest:
+            raise RemoteError("a body does not have the digest that was signed", code=wire.Code.CONFLICT)
+        return data
 
     async def upload(self, message: bytes, codes: bytes, *, again: bool) -> wire.Receipt:
         """Deliver an update. again: it may have arrived before, so ask first. Raises: RemoteError, refused."""

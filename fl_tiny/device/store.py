@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from fl_tiny.database import transaction
 from fl_tiny.errors import ConfigError, EnvironmentFault
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 PRAGMAS = (
     "journal_mode=WAL",
     "synchronous=FULL",
@@ -30,8 +30,8 @@ HELD_EVERY = 5  # one sample in five of a class is held out, for good
 SCHEMA = """
 CREATE TABLE meta(key TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE sample(id INTEGER PRIMARY KEY AUTOINCREMENT, label INT NOT NULL, held INT NOT NULL,
-  features BLOB NOT NULL, target BLOB) STRICT;
-CREATE INDEX sample_label ON sample(label, held);
+  features BLOB NOT NULL, target BLOB, model BLOB NOT NULL DEFAULT x'') STRICT;
+CREATE INDEX sample_model ON sample(model, label, held);
 CREATE TABLE head(only INTEGER PRIMARY KEY CHECK(only=1), version INT NOT NULL, signed BLOB NOT NULL,
   body BLOB NOT NULL) STRICT;
 CREATE TABLE journal(only INTEGER PRIMARY KEY CHECK(only=1), number INT NOT NULL, signed BLOB NOT NULL,
@@ -41,7 +41,19 @@ CREATE TABLE kept(only INTEGER PRIMARY KEY CHECK(only=1), chosen_at INT NOT NULL
   fitted INT NOT NULL, digest BLOB NOT NULL, version INT NOT NULL, signed BLOB NOT NULL, body BLOB NOT NULL,
   previous REAL, fleet REAL, personal REAL) STRICT;
 """
-MIGRATIONS = {1: "ALTER TABLE sample ADD COLUMN target BLOB;"}  # from a version to the next
+# The slot that is not in use, with all that goes with its model (device/slots.py).
+SLOT = """
+CREATE TABLE slot(only INTEGER PRIMARY KEY CHECK(only=1), name TEXT NOT NULL, manifest BLOB NOT NULL,
+  model_pk BLOB NOT NULL, features BLOB NOT NULL, head_version INT NOT NULL, head_signed BLOB NOT NULL,
+  head_body BLOB NOT NULL, chosen_at INT NOT NULL, kind TEXT NOT NULL, fitted INT NOT NULL, digest BLOB NOT NULL,
+  version INT NOT NULL, signed BLOB NOT NULL, body BLOB NOT NULL, previous REAL, fleet REAL, personal REAL) STRICT;
+"""
+SCHEMA += SLOT
+MIGRATIONS = {  # from a version to the next
+    1: "ALTER TABLE sample ADD COLUMN target BLOB;",
+    2: "ALTER TABLE sample ADD COLUMN model BLOB NOT NULL DEFAULT x''; DROP INDEX IF EXISTS sample_label;"
+    f"CREATE INDEX sample_model ON sample(model, label, held); {SLOT}",
+}
 
 
 class Sample(NamedTuple):
@@ -137,6 +149,20 @@ class DeviceStore:
     def _transaction(self) -> AbstractContextManager[sqlite3.Connection]:
         return transaction(self._db, "state")
 
+    def write(self) -> AbstractContextManager[sqlite3.Connection]:
+        """A transaction for the modules beside this one: on the disk when it ends, or nothing has changed."""
+        return self._transaction()
+
+    def row(self, query: str, *values: Any) -> Any:
+        """The first row that a query finds, or None."""
+        return self._db.execute(query, values).fetchone()
+
+    @property
+    def features(self) -> bytes:
+        """Whose features the samples in use are: those of another backbone stay, unused."""
+        found: bytes = self.get("features") or b""
+        return found
+
     # ---- facts ----------------------------------------------------------------------------------------------
 
     def put(self, **values: Any) -> None:
@@ -156,26 +182,35 @@ class DeviceStore:
 
     # ---- samples --------------------------------------------------------------------------------------------
 
-    def add_samples(self, rows: Iterable[Sample], limit: int) -> int:
-        """Add samples; beyond ``limit`` the oldest of the most frequent class goes. Returns how many."""
+    def add_samples(self, rows: Iterable[Sample], limit: int, model: bytes | None = None) -> int:
+        """Add samples; beyond ``limit`` the oldest of the most frequent class goes. Returns how many.
+
+        model: whose features they are; None: those of the model in use.
+        """
         added = 0
         with self._transaction() as db:
-            counts: dict[int, int] = dict(db.execute("SELECT label, count(*) FROM sample GROUP BY label"))
+            model = self.features if model is None else model
+            counts = self.counts(model)
+            others: int = db.execute("SELECT count(*) FROM sample WHERE model!=?", (model,)).fetchone()[0]
             seen: dict[str, int] = dict(db.execute("SELECT substr(key, 6), value FROM meta WHERE key LIKE 'seen:%'"))
-            total = sum(counts.values())
+            total = sum(counts.values()) + others
             for features, label, target in rows:
                 place = seen.get(str(label), 0)
                 seen[str(label)] = place + 1
                 held = is_held_out(place, label)
                 db.execute(
-                    "INSERT INTO sample(label, held, features, target) VALUES(?,?,?,?)",
-                    (label, held, features, target),
+                    "INSERT INTO sample(label, held, features, target, model) VALUES(?,?,?,?,?)",
+                    (label, held, features, target, model),
                 )
                 counts[label] = counts.get(label, 0) + 1
                 total, added = total + 1, added + 1
-                if total > limit:
+                if total > limit and others:  # what another backbone left gives way first
+                    db.execute("DELETE FROM sample WHERE id=(SELECT min(id) FROM sample WHERE model!=?)", (model,))
+                    others, total = others - 1, total - 1
+                elif total > limit:
                     fullest = max(counts, key=lambda c: (counts[c], -c))
-                    db.execute("DELETE FROM sample WHERE id=(SELECT min(id) FROM sample WHERE label=?)", (fullest,))
+                    oldest = "SELECT min(id) FROM sample WHERE model=? AND label=?"
+                    db.execute(f"DELETE FROM sample WHERE id=({oldest})", (model, fullest))  # noqa: S608 - ours alone
                     counts[fullest] -= 1
                     total -= 1
             db.executemany(
@@ -185,16 +220,20 @@ class DeviceStore:
 
     def samples(self) -> Iterator[tuple[Sample, bool]]:
         """Each sample and whether it is held out, oldest first, one at a time."""
-        for *sample, held in self._db.execute("SELECT features, label, target, held FROM sample ORDER BY id"):
+        query = "SELECT features, label, target, held FROM sample WHERE model=? ORDER BY id"
+        for *sample, held in self._db.execute(query, (self.features,)):
             yield Sample(*sample), bool(held)
 
-    def counts(self) -> dict[int, int]:
-        """Samples a label."""
-        return dict(self._db.execute("SELECT label, count(*) FROM sample GROUP BY label ORDER BY label"))
+    def counts(self, model: bytes | None = None) -> dict[int, int]:
+        """Samples a label. model: as in ``add_samples``."""
+        query = "SELECT label, count(*) FROM sample WHERE model=? GROUP BY label ORDER BY label"
+        return dict(self._db.execute(query, (self.features if model is None else model,)))
 
     def sample_count(self) -> tuple[int, int]:
         """(samples, held out), read from an index alone: an idle device asks at each heartbeat."""
-        found: tuple[int, int] = self._db.execute("SELECT count(*), coalesce(sum(held), 0) FROM sample").fetchone()
+        found: tuple[int, int] = self.row(
+            "SELECT count(*), coalesce(sum(held), 0) FROM sample WHERE model=?", self.features
+        )
         return found
 
     def sample_bytes(self) -> int:
@@ -203,10 +242,10 @@ class DeviceStore:
         return size
 
     def forget(self, label: int | None) -> int:
-        """Remove the samples of a label (None: all), and with them what training on them left: the residual and an
-        unsent update. Returns how many."""
+        """Remove the samples of a label (None: all, of other backbones too), and with them what training on them left:
+        the residual and an unsent update. Returns how many."""
         with self._transaction() as db:
-            where, values = ("WHERE label=?", (label,)) if label is not None else ("", ())
+            where, values = ("WHERE label=? AND model=?", (label, self.features)) if label is not None else ("", ())
             gone = db.execute(f"DELETE FROM sample {where}", values).rowcount  # noqa: S608 - ours alone
             if gone:
                 db.execute("DELETE FROM residual")

@@ -19,8 +19,9 @@ from typing import BinaryIO
 import numpy as np
 
 from fl_tiny import statedir
+from fl_tiny.device import slots
 from fl_tiny.device.job import BACKGROUND, FRAME_LIMIT, Chosen, Failed, Job, frame
-from fl_tiny.device.layout import BASE, NEXT
+from fl_tiny.device.layout import NEXT
 from fl_tiny.device.store import DeviceStore, HeldHead
 from fl_tiny.device.training import Choice, Samples, choose, client_sums, client_update
 from fl_tiny.errors import DataError, FlTinyError
@@ -38,8 +39,13 @@ OOM_SCORE = 800  # of 1,000: what it does can be done again
 def serve(directory: Path, job: Job, out: BinaryIO) -> None:
     """Do a job; the update leaves before the choice is made, so that the round need not wait for it."""
     store = DeviceStore.open(directory / statedir.DATABASE)
-    data = (directory / statedir.MODEL / BASE).read_bytes()
+    data = slots.base_path(directory, store).read_bytes()
     samples = read_samples(store, data)
+    if job.trial is not None:
+        from fl_tiny.device.trial import try_model  # noqa: PLC0415 - what runs a model; training does without
+
+        _answer(out, try_model(directory, store, job, samples))
+        return
     version = wire.decode(wire.Head, signed.payload_of(job.head)).version
     head = HeldHead(version, job.head, job.body)
     if job.offer is not None:

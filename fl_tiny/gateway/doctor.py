@@ -4,15 +4,15 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.util
 from pathlib import Path
 
 from fl_tiny import config, statedir
 from fl_tiny.doctor import MIB, Finding, Odd, State, machine, openssl_found, owned, settings_read, tried
 from fl_tiny.errors import ConfigError, DataError, EnvironmentFault
-from fl_tiny.files import read_bounded
-from fl_tiny.gateway.setup import BASE, GATEWAY_KEY, MODEL_KEY, MODEL_LIMIT, hint_address, summary
+from fl_tiny.gateway.manifests import MODEL_KEY
+from fl_tiny.gateway.models import model_data
+from fl_tiny.gateway.setup import GATEWAY_KEY, hint_address, summary
 from fl_tiny.gateway.store import Store
 from fl_tiny.gateway.strategies import strategy_named
 from fl_tiny.net.udp import bound_socket
@@ -79,16 +79,18 @@ def _fleet(directory: Path) -> str:
 
 
 def _secrets(directory: Path) -> str:
-    for name in (GATEWAY_KEY, MODEL_KEY):
-        statedir.read_secret(directory, name)
+    statedir.read_secret(directory, GATEWAY_KEY)
+    if not (directory / statedir.SECRET / MODEL_KEY).exists():
+        return "for their owner alone; the model key is elsewhere"
+    statedir.read_secret(directory, MODEL_KEY)
     return "for their owner alone"
 
 
 def _model(directory: Path, store: Store) -> str:
     manifest = wire.decode(wire.Manifest, signed.payload_of(store.get("manifest")))
-    path = directory / statedir.MODEL / BASE
-    if hashlib.sha256(read_bounded(path, MODEL_LIMIT)).digest() != manifest.digest:
-        raise DataError(f"{path} is not the fleet's {manifest.name}", "restore it from a backup")
+    if signed.digest(model_data(store, directory)) != manifest.digest:
+        where = directory / statedir.MODEL
+        raise DataError(f"the model in {where} is not the fleet's {manifest.name}", "restore it from a backup")
     return f"{manifest.name}, as it was signed"
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from fl_tiny import statedir
 from fl_tiny.errors import DataError, EnvironmentFault
-from fl_tiny.files import read_bounded
 from fl_tiny.gateway.gather import ExactStart, make_version
-from fl_tiny.gateway.setup import BASE, GATEWAY_KEY, MODEL_LIMIT, find_device
+from fl_tiny.gateway.models import model_data
+from fl_tiny.gateway.setup import GATEWAY_KEY, find_device
 from fl_tiny.gateway.store import Store
 from fl_tiny.gateway.tables import Device, Version
 from fl_tiny.protocol import signed
@@ -41,7 +41,7 @@ def forget(directory: Path, which: str) -> tuple[Device, int]:
     while time.monotonic() < end:
         if not statedir.is_running(directory):
             with statedir.locked(directory):
-                data = read_bounded(directory / statedir.MODEL / BASE, MODEL_LIMIT)
+                data = model_data(store, directory)
                 seed = statedir.read_secret(directory, GATEWAY_KEY)
                 return device, carry_out(store, ExactStart.of(store, data), seed, device.did).number
         number = store.forgotten(device.did)

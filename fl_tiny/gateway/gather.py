@@ -44,6 +44,7 @@ class Kind(str, Enum):
     TRAIN = "train"
     EXACT = "exact"
     FORGET = "forget"
+    MODEL = "model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +176,7 @@ class Grams:
 
 
 class ExactStart:
-    """Heads from sums, for one model: always from version 0, so that they depend on the sums alone.
+    """Heads from sums, for one model: always from its own head, so that they depend on the sums alone.
 
     Raises: ModelError for a head that cannot be solved for.
     """
@@ -190,7 +191,7 @@ class ExactStart:
     def of(cls, store: Store, model: bytes) -> ExactStart:
         """For the fleet of a store. model: its .tflite."""
         manifest = wire.decode(wire.Manifest, signed.payload_of(store.get("manifest")))
-        return cls(manifest, spec_of(read_model(model), manifest), store.version(0))
+        return cls(manifest, spec_of(read_model(model), manifest), store.version(store.get("first") or 0))
 
     def nothing(self, min_samples: int) -> GramSum:
         """The sum to begin with."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from fl_tiny.errors import EnvironmentFault, FlTinyError, RemoteError
 from fl_tiny.gateway.service import Gateway, raise_refusal
-from fl_tiny.gateway.tables import Device, Entry
+from fl_tiny.gateway.tables import Device, Entry, Version
 from fl_tiny.net.coap import Request, Response
 from fl_tiny.protocol import problem, signed, wire
 from fl_tiny.protocol.rounds import Answered, Submitting
@@ -71,10 +71,11 @@ class Resources:
             return self._for_newcomer(request)
         if request.method == "GET" and request.path == (".well-known", "core"):
             return Response("2.05", DIRECTORY.encode(), LINKS)
-        if request.method == "GET" and request.path[:1] == ("m",):
-            return self._model(request)
         if request.identity.startswith(PEER):
             return self._for_peer(request)
+        if request.method == "GET" and request.path[:1] == ("m",):
+            did = self._active(request).did
+            return self._model(request, self._gateway.models.head(did, self._gateway.head), did)
         first = request.path[0] if request.path else ""
         resource = self._table.get((request.method, first))
         if resource is None or (first != "u" and len(request.path) > 1):
@@ -87,6 +88,8 @@ class Resources:
         return self._enrol(request)
 
     def _for_peer(self, request: Request) -> Response:
+        if request.method == "GET" and request.path[:1] == ("m",):
+            return self._model(request, self._gateway.head)
         if (request.method, request.path) != ("GET", ("d",)):
             return _refusal(UNAUTHORISED, "a peer may read /.well-known/core, /d and /m")
         return Response("2.05", wire.encode(wire.Own("peer", self._gateway.head.number)), CBOR)
@@ -129,7 +132,7 @@ class Resources:
 
     def _heartbeat(self, request: Request, device: Device) -> Response:
         beat = wire.decode(wire.Heartbeat, request.payload)
-        return Response("2.04", wire.encode(self._gateway.saw(device, beat.samples, beat.head)), CBOR)
+        return Response("2.04", wire.encode(self._gateway.heard(device, beat)), CBOR)
 
     def _own(self, _request: Request, device: Device) -> Response:
         own = wire.Own(device.state, self._store.counted(device.did), device.did)
@@ -137,20 +140,21 @@ class Resources:
 
     # ---- models and heads -----------------------------------------------------------------------------------
 
-    def _model(self, request: Request) -> Response:
-        head = self._gateway.head
+    def _model(self, request: Request, head: Version, did: bytes | None = None) -> Response:
+        """head: the newest one for the model that the device ``did`` holds; None: a peer asks."""
         etag = head.digest[:8]
-        match request.path:
-            case ("m",):
-                if request.etag == etag:
-                    return Response("2.03", etag=etag)
-                return Response("2.05", head.signed, COSE, etag)
-            case ("m", name) if name == wire.name_of(head.digest):
-                return Response("2.05", head.body, OCTETS, etag)
-            case ("m", name) if name == wire.name_of(self._gateway.manifest.digest):
-                return Response("2.05", self._gateway.model, OCTETS, self._gateway.manifest.digest[:8])
-            case ("m", name, "s") if name == wire.name_of(self._gateway.manifest_digest):
-                return Response("2.05", self._store.get("manifest"), COSE)
+        if request.path == ("m",):
+            same = request.etag == etag
+            return Response("2.03", etag=etag) if same else Response("2.05", head.signed, COSE, etag)
+        if request.path == ("m", "new") and did is not None:
+            signed_head = self._gateway.models.new_head(did, self._gateway.head)
+            return Response("2.05", signed_head, COSE) if signed_head else _refusal(NOT_FOUND, "no newer model")
+        message = self._gateway.models.manifest(request.path[1]) if request.path[2:] == ("s",) else None
+        if message is not None:
+            return Response("2.05", message, COSE)
+        body = self._gateway.models.named(request.path[1], head, self._gateway.head) if len(request.path) == 2 else None
+        if body is not None:
+            return Response("2.05", body, OCTETS, hashlib.sha256(body).digest()[:8])
         return _refusal(NOT_FOUND, "no head or model of this name; GET /m names the current ones")
 
     # ---- a round --------------------------------------------------------------------------------------------

@@ -12,10 +12,10 @@ from typing import Any
 
 from fl_tiny import config, notify, statedir
 from fl_tiny.errors import ConfigError
-from fl_tiny.files import read_bounded
+from fl_tiny.gateway.models import Models
 from fl_tiny.gateway.resources import Resources
 from fl_tiny.gateway.service import Emit, ExactOptions, Gateway
-from fl_tiny.gateway.setup import BASE, GATEWAY_KEY, MODEL_LIMIT
+from fl_tiny.gateway.setup import GATEWAY_KEY
 from fl_tiny.gateway.store import Store
 from fl_tiny.gateway.strategies import strategy_named
 from fl_tiny.net.coap import Limits, Server
@@ -64,10 +64,11 @@ def run(directory: Path, options: RunOptions, emit: Emit) -> bool:
 async def _serve(
     directory: Path, store: Store, settings: config.GatewaySettings, total: int | None, emit: Emit
 ) -> bool:
+    seed = statedir.read_secret(directory, GATEWAY_KEY)
     gateway = Gateway(
         store,
-        read_bounded(directory / statedir.MODEL / BASE, MODEL_LIMIT),
-        statedir.read_secret(directory, GATEWAY_KEY),
+        Models(store, directory, seed),
+        seed,
         RoundSettings(settings.clients, settings.quorum, settings.deadline, settings.interval),
         _train(settings),
         settings.max_samples,

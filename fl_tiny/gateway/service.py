@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import hashlib
 import logging
 import os
 import time
@@ -16,10 +15,11 @@ from typing import Any
 from fl_tiny.errors import EnvironmentFault, RemoteError
 from fl_tiny.gateway import forget
 from fl_tiny.gateway.gather import Changes, ExactStart, Gathering, Grams, Kind, make_version, train_behind
+from fl_tiny.gateway.models import Models
 from fl_tiny.gateway.store import Store
 from fl_tiny.gateway.tables import Device, Entry, OpenRound, Version
 from fl_tiny.gateway.uploads import Uploads
-from fl_tiny.protocol import signed, wire
+from fl_tiny.protocol import wire
 from fl_tiny.protocol.rounds import (
     Abort,
     Action,
@@ -80,7 +80,7 @@ class Gateway:
     def __init__(
         self,
         store: Store,
-        model: bytes,
+        models: Models,
         seed: bytes,
         settings: RoundSettings,
         train: wire.Train,
@@ -89,13 +89,11 @@ class Gateway:
         strategy: Strategy | None = None,
     ) -> None:
         self.store = store
-        self.model = model
+        self.models = models
         self.settings = settings
         self.train = train
         self.strategy = strategy or FedAvg()
         self.max_samples = max_samples
-        self.manifest = wire.decode(wire.Manifest, signed.payload_of(store.get("manifest")))
-        self.manifest_digest = hashlib.sha256(wire.encode(self.manifest)).digest()
         self.emit: Emit = lambda event, facts: None
         self.presence: dict[bytes, Presence] = {}
         self.head: Version = store.head()
@@ -115,14 +113,27 @@ class Gateway:
 
     # ---- what requests ask and change -------------------------------------------------------------------------
 
+    @property
+    def manifest(self) -> wire.Manifest:
+        """Of the model that rounds train."""
+        return self.models.current.manifest
+
     def registered(self, device: Device) -> wire.Next:
         """A device has come, perhaps anew after a crash."""
         now = time.monotonic()
         known = self.presence.get(device.did)
         since = known.since if known and now - known.seen <= ONLINE_S and not known.silent else now
         self.presence[device.did] = Presence(now, since, device.samples or 0, device.head or 0)
-        self.handle(Came(device.did))
+        if self.models.trains(device.did):
+            self.handle(Came(device.did))
         return self.saw(device)
+
+    def heard(self, device: Device, beat: wire.Heartbeat) -> wire.Next:
+        """A heartbeat has come."""
+        if self.models.note(device.did, beat.model, beat.refusal) and self.models.trains(device.did):
+            self.presence.pop(device.did, None)  # as if it had just come: rounds settle for it
+            self.handle(Came(device.did))
+        return self.saw(device, beat.samples, beat.head)
 
     def saw(self, device: Device, samples: int | None = None, head: int | None = None) -> wire.Next:
         """A device has spoken: note it, and say what it should do next."""
@@ -137,8 +148,10 @@ class Gateway:
         self._wake.set()
         poll_s = self.rounds.poll_s(device.did, now, self._next_open - now)
         self._due[device.did] = now + poll_s
-        invited = self.rounds.rid if self.rounds.invites(device.did) else None
-        return wire.Next(round(poll_s * 1000), self.head.number, invited)
+        invited = self.rounds.rid if self.models.trains(device.did) and self.rounds.invites(device.did) else None
+        number = self.models.head_number(device.did, self.head.number)
+        wanted = self.models.wanted(device.did)
+        return wire.Next(round(poll_s * 1000), number, invited, wanted.manifest.counter if wanted else None)
 
     def offer(self) -> wire.Offer:
         """The open round as an offer. Only when ``rounds.rid`` is not None."""
@@ -198,6 +211,7 @@ class Gateway:
         while total is None or self.head.number < total:
             now = time.monotonic()
             self._forget()
+            self._roll_out()
             self.drop_revoked()
             self._write_off(now)
             if self.rounds.rid is None and self._may_open(now):
@@ -213,8 +227,9 @@ class Gateway:
         self._save(time.monotonic())
 
     def online(self, now: float) -> frozenset[bytes]:
-        """Devices that have spoken lately and did not let the last round wait."""
-        return frozenset(did for did, p in self.presence.items() if now - p.seen <= ONLINE_S and not p.silent)
+        """Devices that hold the model, have spoken lately and did not let the last round wait."""
+        here = (did for did, p in self.presence.items() if now - p.seen <= ONLINE_S and not p.silent)
+        return frozenset(did for did in here if self.models.trains(did))
 
     async def _sleep(self, now: float) -> None:
         ends = [now + 1.0]  # commands beside us act within two seconds
@@ -263,7 +278,8 @@ class Gateway:
     def _active(self) -> int:
         """Devices a round may hope for: enrolled, and not known to be silent."""
         silent = {did for did, p in self.presence.items() if p.silent}
-        return sum(d.state == "active" and d.did not in silent for d in self.store.devices())
+        trains = self.models.trains
+        return sum(d.state == "active" and d.did not in silent and trains(d.did) for d in self.store.devices())
 
     def _close(self, actions: list[Action]) -> None:
         for action in actions:
@@ -292,7 +308,7 @@ class Gateway:
             sent = [(entry.did, entry.codes or b"") for entry in self.store.accepted(rid)]
             scores = self._start.outliers([body for _, body in sent])
             outliers, since = dict(zip([did for did, _ in sent], scores, strict=True)), number
-        version = make_version(number, made, gathered.weight, self.manifest_digest, self._seed, since)
+        version = make_version(number, made, gathered.weight, self.models.current.digest, self._seed, since)
         self.store.publish(rid, version, seconds, outliers=outliers, strategy=encode_state(made.head.state))
         self.head = version
         self.emit("round", {"number": version.number, "state": "published", "updates": gathered.updates})
@@ -302,10 +318,10 @@ class Gateway:
 
     @functools.cached_property
     def _start(self) -> ExactStart:
-        return ExactStart.of(self.store, self.model)
+        return ExactStart.of(self.store, self.models.current.data)
 
     def _next_kind(self) -> Kind:
-        return Kind.EXACT if self._exact.wanted and self.head.number == 0 else Kind.TRAIN
+        return Kind.EXACT if self._exact.wanted and self.head.number == self.models.first else Kind.TRAIN
 
     def _gathers(self, kind: Kind) -> Gathering:
         if kind is Kind.EXACT:
@@ -323,6 +339,21 @@ class Gateway:
             self.uploads.clear()
             self.emit("round", {"number": version.number, "state": "published", "updates": 0})
             log.info("device forgotten device=%s number=%d", did.hex()[:8], version.number)
+
+    def _roll_out(self) -> None:
+        """A command beside us may have published a model: when the fleet carries it, begin anew with it."""
+        self.models.refresh()
+        now = time.monotonic()
+        if not self.models.is_carried([did for did, p in self.presence.items() if now - p.seen <= ONLINE_S]):
+            return
+        version = self.models.complete()
+        self.__dict__.pop("_start", None)
+        self.rounds, self.head = Rounds(self.settings), version
+        self.gathering = self._gathers(self._next_kind())
+        self.uploads.clear()
+        self._has_opened, self._next_open = False, 0.0
+        self.emit("round", {"number": version.number, "state": "published", "updates": 0})
+        log.info("model rolled out counter=%d number=%d", self.manifest.counter, version.number)
 
     # ---- across a restart -----------------------------------------------------------------------------------
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import os
 import socket
 from dataclasses import dataclass
@@ -12,26 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from fl_tiny import config, statedir
-from fl_tiny.errors import ConfigError, DataError, EnvironmentFault, ModelError
-from fl_tiny.files import read_bounded, sync_directory, write_atomic
+from fl_tiny.errors import ConfigError, DataError, EnvironmentFault
+from fl_tiny.files import sync_directory, write_atomic
 from fl_tiny.gateway.gather import first_made, make_version
+from fl_tiny.gateway.manifests import MODEL_KEY, Wanted, fitting, read_manifest, settle, sign
+from fl_tiny.gateway.models import BASE, model_data, rollout
 from fl_tiny.gateway.store import Store
 from fl_tiny.gateway.tables import Device, Version
-from fl_tiny.labels import labels_of, read_labels
-from fl_tiny.learn.head import HeadSpec, default_layers, head_spec, read_parameters, trained_part, whole
-from fl_tiny.learn.loss import Task
+from fl_tiny.learn.head import read_parameters, trained_part, whole
 from fl_tiny.learn.requant import patch, requantise
-from fl_tiny.learn.tflite import Model, read_model
-from fl_tiny.protocol import cbor, pairing, signed, wire
-from fl_tiny.protocol.fields import to_map
-from fl_tiny.protocol.manifest import manifest_of, spec_of
-from fl_tiny.protocol.prepare import settled
-from fl_tiny.protocol.preprocess import LIMIT, Preprocess
+from fl_tiny.learn.tflite import read_model
+from fl_tiny.protocol import pairing, signed, wire
+from fl_tiny.protocol.manifest import ManifestFile, spec_of
 from fl_tiny.protocol.update import HeadBody, decode_head
 
-MODEL_LIMIT = 64 << 20  # bytes of a .tflite that a fleet carries
-BASE = "base.tflite"
-GATEWAY_KEY, MODEL_KEY = "gateway.key", "model.key"
+GATEWAY_KEY = "gateway.key"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +37,6 @@ class Initialised:
     model_key: str
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What of a model a fleet is to train, and on what. layers, task: None takes what suits the model.
-
-    table_file: the preprocessing; None: [preprocess] of DIR/fl-tiny.toml, if it is there.
-    """
-
-    layers: int | None = None
-    task: Task | None = None
-    biases_only: bool = False
-    table_file: Path | None = None
-
-
 def initialised(directory: Path) -> Initialised | None:
     """As what DIR was initialised; None when it was not."""
     if not (directory / statedir.DATABASE).exists():
@@ -63,56 +44,47 @@ def initialised(directory: Path) -> Initialised | None:
     store = Store.open(directory / statedir.DATABASE)
     try:
         manifest = wire.decode(wire.Manifest, signed.payload_of(store.get("manifest")))
-        return Initialised(manifest.name, manifest.layers, hashlib.sha256(store.get("model_pk")).hexdigest())
+        return Initialised(manifest.name, manifest.layers, signed.digest(store.get("model_pk")).hex())
     finally:
         store.close()
 
 
-def initialise(directory: Path, model_file: Path, labels_file: Path | None, wanted: Wanted) -> Initialised:
+def initialise(
+    directory: Path, model_file: Path, labels_file: Path | None, wanted: Wanted, manifest_file: Path | None = None
+) -> Initialised:
     """Make DIR a gateway for this model: keys, signed manifest, version 0 of the head. All or nothing.
 
+    manifest_file: of ``fleet sign``, for this model; then no model-signing key comes to lie here.
     Raises: ConfigError when DIR is initialised already, or for a table that does not fit; ModelError, DataError.
     """
     if (directory / statedir.DATABASE).exists():
         raise ConfigError(f"{directory} is initialised already", hint="a gateway's directory is never overwritten")
-    data = read_bounded(model_file, MODEL_LIMIT)
-    model = read_model(data)
-    layers = wanted.layers if wanted.layers is not None else default_layers(model)
-    spec = head_spec(model, layers, task=wanted.task, biases_only=wanted.biases_only)
-    labels = _labels(labels_file, data, spec)
-    table = _read_table(directory, wanted.table_file, model)
-    if spec.parameters > wire.MAX_CODES:
-        raise ModelError(
-            f"the last {len(spec.layers)} layers have {spec.parameters} parameters, an update carries at most"
-            f" {wire.MAX_CODES}",
-            hint="train fewer layers: --layers",
-        )
-    manifest = manifest_of(_name(model_file), data, spec, labels, table)
+    keys = {GATEWAY_KEY: os.urandom(signed.SEED_BYTES)}
+    if manifest_file is None:
+        made = settle(model_file, labels_file, wanted, settings=directory / statedir.SETTINGS)
+        keys[MODEL_KEY] = os.urandom(signed.SEED_BYTES)
+        file = wire.decode(ManifestFile, sign(keys[MODEL_KEY], made), limit=ManifestFile.LIMIT)
+    else:
+        file = read_manifest(manifest_file)
+        made = fitting(model_file, file)
     if directory.exists():  # not before: what is named on the command line may be readable by root alone
         statedir.act_as_owner(directory)
     statedir.create(directory)
-    seeds = {name: os.urandom(signed.SEED_BYTES) for name in (GATEWAY_KEY, MODEL_KEY)}
-    for name, seed in seeds.items():
+    for name, seed in keys.items():
         statedir.write_secret(directory, name, seed)
-    write_atomic(directory / statedir.MODEL / BASE, data)
-    parameters = trained_part(spec, read_parameters(spec))
-    encoded = wire.encode(manifest)
-    model_pk = signed.public_key(seeds[MODEL_KEY])
-    digest = hashlib.sha256(encoded).digest()
-    first = make_version(0, first_made(parameters), 0, digest, seeds[GATEWAY_KEY])
+    write_atomic(directory / statedir.MODEL / BASE, made.data)
+    parameters = trained_part(made.spec, read_parameters(made.spec))
+    digest = signed.digest(signed.payload_of(file.signed))
+    first = make_version(0, first_made(parameters), 0, digest, keys[GATEWAY_KEY])
     partial = directory / f".{statedir.DATABASE}.new"
     partial.unlink(missing_ok=True)
     store = Store.create(partial)
-    store.put(
-        manifest=signed.sign(encoded, seeds[MODEL_KEY]),
-        gateway_pk=signed.public_key(seeds[GATEWAY_KEY]),
-        model_pk=model_pk,
-    )
+    store.put(manifest=file.signed, gateway_pk=signed.public_key(keys[GATEWAY_KEY]), model_pk=file.pk)
     store.add_first(first)
     store.close()
     partial.rename(directory / statedir.DATABASE)
     sync_directory(directory)
-    return Initialised(manifest.name, len(spec.layers), hashlib.sha256(model_pk).hexdigest())
+    return Initialised(made.manifest.name, made.manifest.layers, signed.digest(file.pk).hex())
 
 
 def new_codes(directory: Path, count: int, seconds: float) -> list[str]:
@@ -158,9 +130,9 @@ def export(directory: Path, out: Path) -> Version:
     """Write the model with the head published last to ``out``, all or nothing, and return that version."""
     store = Store.open(directory / statedir.DATABASE)
     version = store.head()
-    data = read_bounded(directory / statedir.MODEL / BASE, MODEL_LIMIT)
+    data = model_data(store, directory)
     manifest = wire.decode(wire.Manifest, signed.payload_of(store.get("manifest")))
-    if version.number > 0:
+    if version.number > (store.get("first") or 0):
         head = wire.decode(wire.Head, signed.payload_of(version.signed))
         spec = spec_of(read_model(data), manifest)
         parameters = whole(spec, decode_head(HeadBody(version.body, head.scales), manifest.shapes))
@@ -195,14 +167,21 @@ def summary(store: Store, running: bool) -> dict[str, Any]:
         "state": state if running else "stopped",
         "devices": sum(d.state == "active" for d in store.devices()),
         "head": head.digest.hex(),
+        "rollout": rollout(store),
     }
 
 
 def device_rows(store: Store) -> list[dict[str, Any]]:
     """What ``gateway devices`` reports; last_seen_s counts within this boot of the machine, else null;
-    outlier is null without an exact start."""
+    outlier is null without an exact start; model is the counter held, trouble what keeps the device out."""
     now, boot = statedir.boot_clock_s(), statedir.boot_id()
     outliers = store.outliers()
+    trouble = dict(store.rows("SELECT did, why FROM boot WHERE why IS NOT NULL"))
+    models = {}
+    for did, model, refused, code, why in store.rows("SELECT did, model, refused, code, why FROM holds"):
+        models[did] = model
+        if refused is not None and refused > model:
+            trouble.setdefault(did, f"refused model {refused}: {why} (code {code})")
     return [
         {
             "id": d.did.hex(),
@@ -211,46 +190,12 @@ def device_rows(store: Store) -> list[dict[str, Any]]:
             "last_round": d.last_round,
             "samples": d.samples,
             "last_seen_s": round(now - d.seen, 1) if d.seen is not None and d.boot == boot else None,
+            "model": models.get(d.did),
+            "trouble": trouble.get(d.did),
             "outlier": None if (score := outliers.get(d.did)) is None else round(score, 2),
         }
         for d in store.devices()
     ]
-
-
-def _name(file: Path) -> str:
-    """A model's name as a manifest can carry it."""
-    return "".join(c for c in file.stem if c.isprintable())[:32].encode()[:32].decode("utf-8", "ignore") or "model"
-
-
-def _read_table(directory: Path, file: Path | None, model: Model) -> Preprocess | None:
-    """The fleet's preprocessing with nothing left open, so that every device does the same."""
-    place = directory / statedir.SETTINGS if file is None else file
-    table = config.load_preprocess(file) if file else config.load(place, config.GatewaySettings).preprocess
-    if table is None:
-        return None
-    table, faults = settled(table, model)
-    size = len(cbor.encode(to_map(table)))
-    if size > LIMIT:
-        faults.append(f"it takes {size} B, at most {LIMIT} fit the manifest")
-    if faults:
-        raise ConfigError(f"{place}: preprocess: " + "; ".join(faults), hint="docs/config.md lists the keys")
-    return table
-
-
-def _labels(file: Path | None, data: bytes, spec: HeadSpec) -> tuple[str, ...] | None:
-    """The outputs' names: from the operator's file, else from the model's own metadata."""
-    outputs = spec.classes if spec.task is Task.CLASSES else spec.outputs
-    labels = read_labels(file, outputs) if file else labels_of(data, outputs)
-    size = sum(len(label.encode()) for label in labels or ())
-    if (
-        size > wire.LABELS_LIMIT
-        or len(labels or ()) > wire.MAX_LABELS
-        or any(len(x.encode()) > 48 for x in labels or ())
-    ):
-        raise DataError(
-            f"{len(labels or ())} labels of {size} B; at most {wire.MAX_LABELS} of 48 B, {wire.LABELS_LIMIT} B in all"
-        )
-    return labels
 
 
 def _lan_address() -> str:

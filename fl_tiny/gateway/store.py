@@ -65,6 +65,14 @@ class Store:
     def _transaction(self) -> AbstractContextManager[sqlite3.Connection]:
         return transaction(self._db, "ledger")
 
+    def write(self) -> AbstractContextManager[sqlite3.Connection]:
+        """A transaction for the modules beside this one: on the disk when it ends, or nothing has changed."""
+        return self._transaction()
+
+    def rows(self, query: str, *values: Any) -> list[Any]:
+        """What a query finds."""
+        return self._db.execute(query, values).fetchall()
+
     # ---- facts about the gateway ----------------------------------------------------------------------------
 
     def put(self, **values: Any) -> None:
@@ -129,7 +137,8 @@ class Store:
     def add_pairings(self, codes: Sequence[tuple[bytes, bytes]], left_s: float) -> None:
         """Keep new codes (token, secret), each good for ``left_s`` of the running gateway's time."""
         with self._transaction() as db:
-            db.executemany("INSERT INTO pairing VALUES(?,?,?,NULL)", [(t, s, left_s) for t, s in codes])
+            rows = [(token, secret, left_s) for token, secret in codes]
+            db.executemany("INSERT INTO pairing(token, secret, left_s) VALUES(?,?,?)", rows)
 
     def pairing(self, token: bytes) -> Pairing | None:
         """A code that has not expired."""
@@ -162,7 +171,7 @@ class Store:
     def open_round(self, opened: OpenRound) -> None:
         """A round begins; an aborted try of the same number is forgotten."""
         with self._transaction() as db:
-            _insert_round(db, opened, "open")
+            insert_round(db, opened, "open")
 
     def opened(self) -> OpenRound | None:
         """The round that is open."""
@@ -243,7 +252,7 @@ class Store:
         strategy: what the strategy remembers from now on.
         """
         with self._transaction() as db:
-            _insert_version(db, version)
+            insert_version(db, version)
             db.execute("DELETE FROM strategy")
             db.executemany("INSERT INTO strategy VALUES(?,?)", (strategy or {}).items())
             if outliers is not None:
@@ -293,7 +302,10 @@ class Store:
 
     def solved(self) -> int | None:
         """The last head that was solved from sums; later ones go on from it."""
-        row = self._db.execute("SELECT max(number) FROM round WHERE kind!='train' AND state='published'").fetchone()
+        row = self._db.execute(
+            "SELECT max(number) FROM round WHERE kind IN ('exact', 'forget')"
+            " AND state='published' AND number>=coalesce((SELECT value FROM meta WHERE key='first'), 0)"
+        ).fetchone()
         number: int | None = row[0]
         return number
 
@@ -313,9 +325,9 @@ class Store:
             db.execute("DELETE FROM meta WHERE key=?", (f"forget:{did.hex()}",))
             db.execute("DELETE FROM ledger WHERE rid IN (SELECT rid FROM round WHERE state='open')")
             db.execute("UPDATE round SET state='aborted', left_s=0, why='a device was forgotten' WHERE state='open'")
-            _insert_version(db, version)
+            insert_version(db, version)
             db.execute("DELETE FROM strategy")  # it remembers rounds with the device
-            _insert_round(db, OpenRound(rid, version.number, version.number - 1, 0.0, "forget"), "published")
+            insert_round(db, OpenRound(rid, version.number, version.number - 1, 0.0, "forget"), "published")
             db.execute("UPDATE round SET seconds=0, why=? WHERE rid=?", (did.hex(), rid))
             _put_outliers(db, outliers)
         self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -336,7 +348,7 @@ class Store:
     def add_first(self, version: Version) -> None:
         """Version 0: the model's own head."""
         with self._transaction() as db:
-            _insert_version(db, version)
+            insert_version(db, version)
 
     def head(self) -> Version:
         """The head published last."""
@@ -368,7 +380,7 @@ class Store:
             " USING(rid) WHERE status=0 AND round.state='published' AND consumed_by IS NOT round.number",
             "a head's weight is not that of its updates": "SELECT 1 FROM version v WHERE number>0 AND weight!="
             "(SELECT sum(samples) FROM ledger WHERE consumed_by=v.number)"
-            " AND number NOT IN (SELECT number FROM round WHERE kind='forget')",
+            " AND number NOT IN (SELECT number FROM round WHERE kind IN ('forget', 'model'))",
         }
         return [fault for fault, query in checks.items() if self._db.execute(query).fetchone()]
 
@@ -383,14 +395,16 @@ def bytes_to_floats(blob: bytes | None) -> tuple[float, ...] | None:
     return None if blob is None else struct.unpack(f"<{len(blob) // 8}d", blob)
 
 
-def _insert_version(db: sqlite3.Connection, v: Version) -> None:
+def insert_version(db: sqlite3.Connection, v: Version) -> None:
+    """Add a head, within a transaction."""
     db.execute(
         "INSERT INTO version VALUES(?,?,?,?,?,?,?)",
         (v.number, v.digest, v.body, v.signed, v.residual, floats_to_bytes(v.steps), v.weight),
     )
 
 
-def _insert_round(db: sqlite3.Connection, r: OpenRound, state: str) -> None:
+def insert_round(db: sqlite3.Connection, r: OpenRound, state: str) -> None:
+    """Add a round, within a transaction."""
     db.execute("DELETE FROM round WHERE number=? AND state='aborted'", (r.number,))
     row = (r.rid, r.number, r.base, state, r.left_s, r.kind)
     db.execute("INSERT INTO round(rid, number, base, state, left_s, kind) VALUES(?,?,?,?,?,?)", row)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SCHEMA = """
 CREATE TABLE meta(key TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE device(did BLOB PRIMARY KEY, pk BLOB UNIQUE NOT NULL, psk BLOB NOT NULL, state TEXT NOT NULL, name TEXT,
@@ -24,6 +24,12 @@ CREATE TABLE ledger(rid BLOB NOT NULL REFERENCES round(rid), did BLOB NOT NULL R
 CREATE TABLE gram(did BLOB PRIMARY KEY REFERENCES device(did), samples INT NOT NULL, body BLOB NOT NULL,
   outlier REAL) STRICT;
 CREATE TABLE strategy(name TEXT PRIMARY KEY, numbers BLOB NOT NULL) STRICT;
+CREATE TABLE model(counter INTEGER PRIMARY KEY, pk BLOB NOT NULL, signed BLOB NOT NULL, canary BLOB,
+  share REAL NOT NULL, first INT REFERENCES version(number)) STRICT;
+CREATE TABLE holds(did BLOB PRIMARY KEY, model INT NOT NULL, refused INT, code INT, why TEXT) STRICT;
+CREATE TABLE boot(did BLOB PRIMARY KEY, boots INT NOT NULL, boot BLOB NOT NULL, before BLOB, why TEXT) STRICT;
+CREATE TABLE rekey(did BLOB PRIMARY KEY, gen INT NOT NULL, pk BLOB, psk BLOB) STRICT;
+CREATE TABLE wrong(token BLOB PRIMARY KEY, tries INT NOT NULL) STRICT;
 """
 MIGRATIONS = {  # from this version to the next
     1: """
@@ -31,6 +37,14 @@ ALTER TABLE round ADD COLUMN kind TEXT NOT NULL DEFAULT 'train';
 CREATE TABLE gram(did BLOB PRIMARY KEY REFERENCES device(did), samples INT NOT NULL, body BLOB NOT NULL,
   outlier REAL) STRICT;
 CREATE TABLE strategy(name TEXT PRIMARY KEY, numbers BLOB NOT NULL) STRICT;
+""",
+    2: """
+CREATE TABLE model(counter INTEGER PRIMARY KEY, pk BLOB NOT NULL, signed BLOB NOT NULL, canary BLOB,
+  share REAL NOT NULL, first INT REFERENCES version(number)) STRICT;
+CREATE TABLE holds(did BLOB PRIMARY KEY, model INT NOT NULL, refused INT, code INT, why TEXT) STRICT;
+CREATE TABLE boot(did BLOB PRIMARY KEY, boots INT NOT NULL, boot BLOB NOT NULL, before BLOB, why TEXT) STRICT;
+CREATE TABLE rekey(did BLOB PRIMARY KEY, gen INT NOT NULL, pk BLOB, psk BLOB) STRICT;
+CREATE TABLE wrong(token BLOB PRIMARY KEY, tries INT NOT NULL) STRICT;
 """,
 }
 
@@ -42,7 +56,7 @@ class Device:
     did: bytes
     pk: bytes
     psk: bytes
-    state: str  # pending, active, revoked
+    state: str  # pending, active, quarantined, revoked
     name: str | None
     samples: int | None
     head: int | None

@@ -23,10 +23,14 @@ COAP_CODE = {  # our code -> the CoAP response code it travels under
     Code.STALE_BASE: "4.09",
     Code.CONFLICT: "4.09",
     Code.REVOKED: "4.03",
+    Code.QUARANTINED: "4.03",
     Code.QUOTA: "4.13",
     Code.PHASE: "4.09",
+    Code.DOWNGRADE: "4.09",
     Code.PAIRING: "4.03",
+    Code.RESTORED: "4.03",
     Code.SUMS: "4.22",
+    Code.CANARY: "4.22",
 }
 
 

@@ -38,6 +38,11 @@ def device_id(pk: bytes) -> bytes:
     return hashlib.sha256(pk).digest()[:16]
 
 
+def digest(data: bytes) -> bytes:
+    """SHA-256, by which manifests, models, heads and keys are known."""
+    return hashlib.sha256(data).digest()
+
+
 def sign(payload: bytes, seed: bytes, *, binding: bytes = b"") -> bytes:
     """``payload`` as COSE_Sign1. ``binding`` ties it to a DTLS session (the exporter's value, at enrolment)."""
     secret = crypto_sign_seed_keypair(seed)[1]

@@ -26,6 +26,7 @@ MAX_CODES = 262_144  # parameters of a head, bytes of sums: the wire's limit, ch
 MAX_TENSORS = 16
 LEAST_RATE = 1e-7
 MAX_LABELS = 256
+MAX_CANARY = 1 << 20  # bytes
 LABELS_LIMIT = 2048  # bytes of all labels together, so that a signed manifest fits a control message
 CHUNK = 1024  # bytes of codes in one PUT
 UNIT = 128  # bytes that one bit of a ``Held`` bitmap stands for; a chunk starts at a multiple of it
@@ -66,10 +67,14 @@ class Code(IntEnum):
     STALE_BASE = 8
     CONFLICT = 9
     REVOKED = 10
+    QUARANTINED = 11
     QUOTA = 12
     PHASE = 15
+    DOWNGRADE = 17
     PAIRING = 18
+    RESTORED = 19
     SUMS = 20
+    CANARY = 21
 
 
 DID = blob(16)
@@ -109,11 +114,16 @@ class Enrolled:
 
 @dataclass(frozen=True, slots=True)
 class Register:
-    """A device that has come: who it is and which protocol versions it speaks."""
+    """A device that has come: who it is and which protocol versions it speaks.
+
+    boots: how often its daemon has started.   boot: which start this is, at random.   Both tell copies of it apart.
+    """
 
     KIND: ClassVar[int] = 3
     did: Annotated[bytes, Key(1, DID)]
     versions: Annotated[tuple[int, ...], Key(2, many(uint(1, U16), 1, 4))]
+    boots: Annotated[int | None, Key(4, uint(0, U32))] = None
+    boot: Annotated[bytes | None, Key(5, blob(8))] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,39 +136,65 @@ class Registered:
 
 
 @dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a device did not take a model: its counter, a problem code, a sentence."""
+
+    counter: Annotated[int, Key(1, uint(1, U32))]
+    code: Annotated[int, Key(2, uint(0, 99))]
+    why: Annotated[str, Key(3, text(0, 128))]
+
+
+@dataclass(frozen=True, slots=True)
 class Heartbeat:
     """A sign of life: the head version held (0: the model's own) and the samples stored.
 
     lacks: bits of what training has to wait for; 1 memory, 2 temperature, 4 battery, 8 load; absent: nothing.
+    model: the counter of the manifest held.   refusal: the newer model that this device did not take, said once.
     """
 
     KIND: ClassVar[int] = 5
     head: Annotated[int, Key(1, uint(0, U32))]
     samples: Annotated[int, Key(2, uint(0, U32))]
     lacks: Annotated[int | None, Key(3, uint(1, 15))] = None
+    model: Annotated[int | None, Key(6, uint(1, U32))] = None
+    refusal: Annotated[Refusal | None, Key(7, part(Refusal))] = None
 
 
 @dataclass(frozen=True, slots=True)
 class Next:
-    """What a device should do next: poll again then, fetch that head, answer that round."""
+    """What a device should do next: poll again then, fetch that head, answer that round, try that model."""
 
     KIND: ClassVar[int] = 6
     poll_ms: Annotated[int, Key(1, MS)]
     head: Annotated[int, Key(2, uint(0, U32))]
     rid: Annotated[bytes | None, Key(3, RID)] = None
+    model: Annotated[int | None, Key(5, uint(1, U32))] = None
 
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """What the gateway holds about who asks: its state, and the rounds that counted (a peer: published ones)."""
+    """What the gateway holds about who asks: its state, and the rounds that counted (a peer: published ones).
+
+    why: the reason of a state that keeps the device out.
+    """
 
     KIND: ClassVar[int] = 17
     state: Annotated[str, Key(2, text(1, 16))]
     rounds: Annotated[int, Key(3, uint(0, U32))]
     did: Annotated[bytes | None, Key(1, DID)] = None
+    why: Annotated[str | None, Key(4, text(0, 128))] = None
 
 
 # ---- models and heads ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """Samples that a device puts to a new model: SHA-256 and bytes of a .npz, the least share to get right."""
+
+    digest: Annotated[bytes, Key(1, H256)]
+    size: Annotated[int, Key(2, uint(1, MAX_CANARY))]
+    least: Annotated[float, Key(3, number(0.0, 1.0))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +204,8 @@ class Manifest:
     layers: how many of the last layers.   shapes: of their trained tensors, weights then bias, first layer first.
     task: 0 classes, also where absent; 1 labels, each a yes or no; 2 values.   biases_only: 1 where weights stay.
     preprocess: how pictures, recordings or tables become the model's input, the same on every device.
+    counter: grows with each model that the key signs; a device takes no lower one than it has confirmed.
+    successor: the key that signs later manifests in place of this one's.
     """
 
     KIND: ClassVar[int] = 7
@@ -182,6 +220,8 @@ class Manifest:
     preprocess: Annotated[Preprocess | None, Key(9, described)] = None
     task: Annotated[int | None, Key(10, uint(0, 2))] = None
     biases_only: Annotated[int | None, Key(11, uint(1, 1))] = None
+    canary: Annotated[Canary | None, Key(12, part(Canary))] = None
+    successor: Annotated[bytes | None, Key(13, PK)] = None
 
     @property
     def parameters(self) -> int:

@@ -99,12 +99,14 @@ class Daemon:
 class Fleet:
     """A gateway's directory, devices' directories, and the daemons that run on them."""
 
-    def __init__(self, root: Path, model: Path = MODEL, layers: int = 2, *options: object) -> None:
+    def __init__(self, root: Path, model: Path = MODEL, layers: int | None = 2, *options: object) -> None:
         self.root = root
         self.gw = root / "gw"
         self.daemons: list[Daemon] = []
         self.port = 0
-        self.init = cli("gateway", "init", self.gw, "--model", model, "--layers", layers, *options)
+        self.init = cli(
+            "gateway", "init", self.gw, "--model", model, *(("--layers", layers) if layers else ()), *options
+        )
 
     def gateway(self, *options: object, bind: str | None = None) -> Daemon:
         """Run the gateway; a later one takes the same port."""

@@ -13,6 +13,7 @@ from fl_tiny.device.backbone import open_backbone
 from fl_tiny.errors import ConfigError
 from fl_tiny.gateway import forget, setup
 from fl_tiny.gateway.gather import ExactStart
+from fl_tiny.gateway.manifests import Wanted
 from fl_tiny.gateway.store import Store
 from fl_tiny.gateway.tables import Entry, OpenRound
 from fl_tiny.lab import watch
@@ -45,7 +46,7 @@ def fleet(directory: Path, labels: int) -> tuple[Store, ExactStart, dict[bytes, 
     found = watch.load()
     file = directory / "watch.tflite"
     file.write_bytes(found.model)
-    setup.initialise(directory / "gw", file, None, setup.Wanted(2))
+    setup.initialise(directory / "gw", file, None, Wanted(2))
     store = Store.open(directory / "gw" / "state.db")
     start = ExactStart.of(store, found.model)
     model = read_model(found.model)

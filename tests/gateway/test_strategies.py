@@ -16,6 +16,7 @@ import pytest
 from fl_tiny.errors import ConfigError
 from fl_tiny.gateway import setup
 from fl_tiny.gateway.gather import Changes, Made
+from fl_tiny.gateway.manifests import Wanted
 from fl_tiny.gateway.store import Store
 from fl_tiny.gateway.strategies import strategy_named
 from fl_tiny.lab import watch
@@ -54,7 +55,7 @@ def published(tmp_path: Path, name: str) -> tuple[np.ndarray, Made]:
     """The head's move by a round with one update of all ones, and what was made."""
     model = tmp_path / "watch.tflite"
     model.write_bytes(watch.load().model)
-    setup.initialise(tmp_path / name, model, None, setup.Wanted(2))
+    setup.initialise(tmp_path / name, model, None, Wanted(2))
     store = Store.open(tmp_path / name / "state.db")
     manifest = wire.decode(wire.Manifest, signed.payload_of(store.get("manifest")))
     changes, base = Changes(manifest, strategy_named(name, Options()), store.strategy_state()), store.head()

@@ -13,16 +13,23 @@ MESSAGES = {
     "enrol-full": wire.Enrol(PK, "kitchen"),
     "enrolled": wire.Enrolled(DID, b"k" * 32, PK, b"m" * 32),
     "register": wire.Register(DID, (1,)),
+    "register-boot": wire.Register(DID, (1,), 4_294_967_295, b"b" * 8),
     "registered": wire.Registered(1, 60_000),
     "heartbeat": wire.Heartbeat(0, 4_294_967_295),
     "heartbeat_lacks": wire.Heartbeat(3, 40, 9),
+    "heartbeat-model": wire.Heartbeat(3, 60, None, 1, wire.Refusal(2, 21, "it says the same of every input")),
+    "next-model": wire.Next(60_000, 7, None, 2),
     "next-least": wire.Next(0, 0),
     "next-full": wire.Next(86_400_000, 7, RID),
     "own-peer": wire.Own("peer", 3),
     "own-device": wire.Own("active", 3, DID),
+    "own-quarantined": wire.Own("quarantined", 3, DID, "two copies of it are in use"),
     "manifest-least": wire.Manifest("m", 1, 1, H, 1, 1, ((1, 1),)),
     "manifest-full": wire.Manifest("watch", 1, 1, H, 21_056, 2, ((32, 192), (32,), (7, 32), (7,)), ("a", "b"), None, 1),
     "manifest-biases": wire.Manifest("watch", 1, 1, H, 21_056, 2, ((32,), (7,)), None, None, None, 1),
+    "manifest-canary": wire.Manifest(
+        "watch", 2, 2, H, 21_056, 1, ((7, 32), (7,)), None, None, None, None, wire.Canary(H, 1_048_576, 0.5), PK
+    ),
     "manifest-images": wire.Manifest(
         "eye", 1, 1, H, 9, 1, ((10, 64), (10,)), None, Images("image", "crop", "rgb", (-1.0, 1.0))
     ),
