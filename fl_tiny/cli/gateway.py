@@ -170,7 +170,10 @@ def devices(args: argparse.Namespace) -> None:
     show(
         args,
         rows,
-        table(rows, ("id", "name", "state", "last_round", "samples", "last_seen_s", "outlier", "model", "trouble")),
+        table(
+            rows,
+            ("id", "name", "state", "last_round", "samples", "last_seen_s", "outlier", "model", "trouble", "lacks"),
+        ),
     )
 
 

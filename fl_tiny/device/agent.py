@@ -16,7 +16,6 @@ from typing import Any
 
 from fl_tiny import config, notify, statedir
 from fl_tiny.device import budget, job, slots
-from fl_tiny.device.budget import Lack
 from fl_tiny.device.child import Child, Word
 from fl_tiny.device.enrol import DEFAULT_PORT
 from fl_tiny.device.layout import DEVICE_KEY, PSK
@@ -195,7 +194,7 @@ class Agent:
             answer = await asyncio.wait_for(self._child.words.get(), seconds)
         except asyncio.TimeoutError:
             return
-        if isinstance(answer, Lack):
+        if isinstance(answer, wire.Lack):
             await self._say_paused(link, answer)
             return
         was_training = self._session.state is session.State.TRAINING
@@ -205,14 +204,14 @@ class Agent:
         elif answer is None and was_training and self._offer is not None:
             await link.answer(self._offer.rid, wire.Said.NO_BUDGET)
 
-    async def _say_paused(self, link: Link, lack: Lack) -> None:
+    async def _say_paused(self, link: Link, lack: wire.Lack) -> None:
         """The child stands still, or goes on: a round need not wait for it meanwhile."""
         self._note(lack)
         if self._session.state is session.State.TRAINING and self._offer is not None:
             with contextlib.suppress(RemoteError):  # the round is over: the upload's own answer says what counts
                 await link.answer(self._offer.rid, wire.Said.NO_BUDGET if lack else wire.Said.JOIN)
 
-    def _note(self, lack: Lack) -> None:
+    def _note(self, lack: wire.Lack) -> None:
         """Tell people what the board lacks for training."""
         self._emit("budget", {"lacks": lack.names()})
         log.warning("training waits lacks=%s", ",".join(lack.names())) if lack else log.info("training goes on")
@@ -231,7 +230,7 @@ class Agent:
                 self._read_manifest()
         elif isinstance(answer, job.Failed):
             log.error("training failed why=%r", answer.why)
-        elif isinstance(answer, Lack):
+        elif isinstance(answer, wire.Lack):
             self._note(answer)
         else:
             self._child.ended()

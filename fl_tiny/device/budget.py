@@ -10,26 +10,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import IntFlag
 from pathlib import Path
+
+from fl_tiny.protocol.wire import Lack
 
 SENSOR_LIMIT = 4096  # bytes read of one
 # What was lacking is there again only when it is better than its limit by this much, so that nothing flutters.
 MARGIN_C, MARGIN_PERCENT, MARGIN_SHARE = 5.0, 5.0, 0.1
 ABSURD_C = 200.0  # a sensor that says more, or less than its negative, is broken
-
-
-class Lack(IntFlag):
-    """What a board lacks for training. CDDL: ``heartbeat`` key 3."""
-
-    MEMORY = 1
-    TEMPERATURE = 2
-    BATTERY = 4
-    LOAD = 8
-
-    def names(self) -> list[str]:
-        """For people, in a fixed order."""
-        return [flag.name.lower() for flag in Lack if flag in self and flag.name]
 
 
 NOTHING = Lack(0)

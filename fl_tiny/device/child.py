@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 
 from fl_tiny.device import budget, job
-from fl_tiny.device.budget import NOTHING, Lack
+from fl_tiny.device.budget import NOTHING
 from fl_tiny.errors import EnvironmentFault
+from fl_tiny.protocol.wire import Lack
 
 KILL_WAIT_S = 1.0
 LOOK_EVERY_S = 5.0  # at the board's means, while a child works

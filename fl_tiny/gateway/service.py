@@ -64,6 +64,7 @@ class Presence:
     samples: int = 0
     head: int = 0
     silent: bool = False  # it let a round wait; it counts again when it speaks
+    lacks: int = 0  # what its training waits for
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +134,9 @@ class Gateway:
         if self.models.note(device.did, beat.model, beat.refusal) and self.models.trains(device.did):
             self.presence.pop(device.did, None)  # as if it had just come: rounds settle for it
             self.handle(Came(device.did))
-        return self.saw(device, beat.samples, beat.head)
+        told = self.saw(device, beat.samples, beat.head)
+        self.presence[device.did].lacks = beat.lacks or 0
+        return told
 
     def saw(self, device: Device, samples: int | None = None, head: int | None = None) -> wire.Next:
         """A device has spoken: note it, and say what it should do next."""
@@ -397,7 +400,9 @@ class Gateway:
         if self._dirty:
             shift = boot_clock_s() - now
             known = [(did, self.presence[did]) for did in self._dirty if did in self.presence]
-            self.store.note_presence([(did, p.samples, p.head, p.seen + shift, self._boot) for did, p in known])
+            self.store.note_presence(
+                [(did, p.samples, p.head, p.seen + shift, self._boot, p.lacks) for did, p in known]
+            )
             self._dirty.clear()
 
     async def _wait_for_fetches(self, total: int) -> None:

@@ -173,7 +173,8 @@ def summary(store: Store, running: bool) -> dict[str, Any]:
 
 def device_rows(store: Store) -> list[dict[str, Any]]:
     """What ``gateway devices`` reports; last_seen_s counts within this boot of the machine, else null;
-    outlier is null without an exact start; model is the counter held, trouble what keeps the device out."""
+    outlier is null without an exact start; model is the counter held, trouble what keeps the device out,
+    lacks what its training waits for."""
     now, boot = statedir.boot_clock_s(), statedir.boot_id()
     outliers = store.outliers()
     trouble = dict(store.rows("SELECT did, why FROM boot WHERE why IS NOT NULL"))
@@ -192,6 +193,7 @@ def device_rows(store: Store) -> list[dict[str, Any]]:
             "last_seen_s": round(now - d.seen, 1) if d.seen is not None and d.boot == boot else None,
             "model": models.get(d.did),
             "trouble": trouble.get(d.did),
+            "lacks": wire.Lack(d.lacks or 0).names(),
             "outlier": None if (score := outliers.get(d.did)) is None else round(score, 2),
         }
         for d in store.devices()

@@ -126,11 +126,11 @@ class Store:
         with self._transaction() as db:
             _revoke(db, did)
 
-    def note_presence(self, rows: Sequence[tuple[bytes, int, int, float, str]]) -> None:
-        """Write what heartbeats said: (did, samples, head, seen, boot) each; a batch is one transaction."""
+    def note_presence(self, rows: Sequence[tuple[bytes, int, int, float, str, int]]) -> None:
+        """Write what heartbeats said: (did, samples, head, seen, boot, lacks) each; a batch is one transaction."""
         with self._transaction() as db:
             db.executemany(
-                "UPDATE device SET samples=?2, head=?3, seen=?4, boot=?5 WHERE did=?1",
+                "UPDATE device SET samples=?2, head=?3, seen=?4, boot=?5, lacks=?6 WHERE did=?1",
                 rows,
             )
 

@@ -9,7 +9,7 @@ SCHEMA_VERSION = 3
 SCHEMA = """
 CREATE TABLE meta(key TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE device(did BLOB PRIMARY KEY, pk BLOB UNIQUE NOT NULL, psk BLOB NOT NULL, state TEXT NOT NULL, name TEXT,
-  samples INT, head INT, last_round INT, seen REAL, boot TEXT) STRICT;
+  samples INT, head INT, last_round INT, seen REAL, boot TEXT, lacks INT) STRICT;
 CREATE TABLE pairing(token BLOB PRIMARY KEY, secret BLOB NOT NULL, left_s REAL NOT NULL, pk BLOB) STRICT;
 CREATE TABLE peer(name TEXT PRIMARY KEY, psk BLOB NOT NULL) STRICT;
 CREATE TABLE version(number INTEGER PRIMARY KEY, digest BLOB NOT NULL, body BLOB NOT NULL, signed BLOB NOT NULL,
@@ -39,6 +39,7 @@ CREATE TABLE gram(did BLOB PRIMARY KEY REFERENCES device(did), samples INT NOT N
 CREATE TABLE strategy(name TEXT PRIMARY KEY, numbers BLOB NOT NULL) STRICT;
 """,
     2: """
+ALTER TABLE device ADD COLUMN lacks INT;
 CREATE TABLE model(counter INTEGER PRIMARY KEY, pk BLOB NOT NULL, signed BLOB NOT NULL, canary BLOB,
   share REAL NOT NULL, first INT REFERENCES version(number)) STRICT;
 CREATE TABLE holds(did BLOB PRIMARY KEY, model INT NOT NULL, refused INT, code INT, why TEXT) STRICT;
@@ -63,6 +64,7 @@ class Device:
     last_round: int | None
     seen: float | None
     boot: str | None
+    lacks: int | None = None  # what its training waits for: bits of ``heartbeat`` key 3
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import math
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from fl_tiny.errors import MalformedMessage
@@ -42,6 +42,19 @@ class Said(IntEnum):
     TOO_FEW_SAMPLES = 2
     NO_BETTER = 3
     LATE = 4
+
+
+class Lack(IntFlag):
+    """What a board lacks for training. CDDL: ``heartbeat`` key 3."""
+
+    MEMORY = 1
+    TEMPERATURE = 2
+    BATTERY = 4
+    LOAD = 8
+
+    def names(self) -> list[str]:
+        """For people, in a fixed order."""
+        return [flag.name.lower() for flag in Lack if flag in self and flag.name]
 
 
 class Status(IntEnum):

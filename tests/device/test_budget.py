@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_tiny.device import budget, child, job
-from fl_tiny.device.budget import NOTHING, Lack, Limits, Reading
+from fl_tiny.device.budget import NOTHING, Limits, Reading
+from fl_tiny.protocol.wire import Lack
 
 LIMITS = Limits(temperature=85.0, battery=30.0, memory_pressure=25.0, load=2.0)
 PATIENCE_S = 30.0

@@ -161,6 +161,7 @@ def test_a_board_without_the_means_declines_says_why_and_takes_heads(fleet: Flee
     waiting.event("round", state="published")
     (row,) = cli("gateway", "rounds", fleet.gw)
     assert row["received"] == 1
+    assert {d["name"]: d["lacks"] for d in cli("gateway", "devices", fleet.gw)} == {"able": [], "busy": ["load"]}
 
 
 def test_once_takes_part_in_what_is_open_and_ends(fleet: Fleet) -> None:
