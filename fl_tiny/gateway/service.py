@@ -13,10 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from fl_tiny.errors import EnvironmentFault, RemoteError
+from fl_tiny.errors import DataError, RemoteError
 from fl_tiny.gateway import forget
 from fl_tiny.gateway.gather import Changes, ExactStart, Gathering, Grams, Kind, make_version, train_behind
-from fl_tiny.gateway.store import Store
+from fl_tiny.gateway.store import HINT, Store
 from fl_tiny.gateway.tables import Device, Entry, OpenRound, Version
 from fl_tiny.gateway.uploads import Uploads
 from fl_tiny.protocol import signed, wire
@@ -99,6 +99,7 @@ class Gateway:
         self.emit: Emit = lambda event, facts: None
         self.presence: dict[bytes, Presence] = {}
         self.head: Version = store.head()
+        self.epoch = store.epoch
         self._exact = exact
         self._seed = seed
         self._boot = boot_id()
@@ -138,7 +139,7 @@ class Gateway:
         poll_s = self.rounds.poll_s(device.did, now, self._next_open - now)
         self._due[device.did] = now + poll_s
         invited = self.rounds.rid if self.rounds.invites(device.did) else None
-        return wire.Next(round(poll_s * 1000), self.head.number, invited)
+        return wire.Next(round(poll_s * 1000), self.head.number, invited, self.epoch)
 
     def offer(self) -> wire.Offer:
         """The open round as an offer. Only when ``rounds.rid`` is not None."""
@@ -292,7 +293,7 @@ class Gateway:
             sent = [(entry.did, entry.codes or b"") for entry in self.store.accepted(rid)]
             scores = self._start.outliers([body for _, body in sent])
             outliers, since = dict(zip([did for did, _ in sent], scores, strict=True)), number
-        version = make_version(number, made, gathered.weight, self.manifest_digest, self._seed, since)
+        version = make_version(number, made, gathered.weight, self.manifest_digest, self._seed, since, self.epoch)
         self.store.publish(rid, version, seconds, outliers=outliers, strategy=encode_state(made.head.state))
         self.head = version
         self.emit("round", {"number": version.number, "state": "published", "updates": gathered.updates})
@@ -329,7 +330,7 @@ class Gateway:
     def _restore(self) -> Rounds:
         faults = self.store.faults()
         if faults:
-            raise EnvironmentFault("the ledger is not sound: " + "; ".join(faults), hint="restore it from a backup")
+            raise DataError("the ledger is not sound: " + "; ".join(faults), hint=HINT)
         opened = self.store.opened()
         if opened is None:
             return Rounds(self.settings)
