@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from fl_tiny.errors import ConfigError, DataError, EnvironmentFault
+from fl_tiny.errors import ConfigError, DataError, EnvironmentFault, FlTinyError
 
 
 @contextlib.contextmanager
@@ -36,30 +36,26 @@ def connect(path: Path, pragmas: Sequence[str], hint: str, *, shared: bool = Fal
     """
     with reading(path, hint):
         db = sqlite3.connect(path, isolation_level=None, timeout=5.0, check_same_thread=not shared)
-        for pragma in pragmas:
-            db.execute(f"PRAGMA {pragma}")
+        try:
+            for pragma in pragmas:
+                db.execute(f"PRAGMA {pragma}")
+        except sqlite3.DatabaseError:
+            db.close()
+            raise
     return db
 
 
 def migrate(db: sqlite3.Connection, path: Path, steps: Mapping[int, str], newest: int, hint: str) -> None:
-    """Bring an older database to version ``newest``, a step at a time, each all or nothing.
+    """Bring an older database to version ``newest``, a step at a time, each all or nothing; closed when refused.
 
     steps: from a version to the next, as SQL.   hint: what to do about a damaged file.
     Raises: ConfigError for a file of a newer fl-tiny; DataError for a damaged one; EnvironmentFault.
     """
-    with reading(path, hint):
-        while (found := _version(db)) in steps:
-            with transaction(db, "database's new form"):
-                if _version(db) == found:  # else another process was quicker
-                    for statement in filter(str.strip, steps[found].split(";")):
-                        db.execute(statement)
-                    db.execute(f"PRAGMA user_version={found + 1}")
-    if found > newest:
-        raise ConfigError(
-            f"{path} has version {found}, this fl-tiny reads {newest} at most", hint="install a newer fl-tiny"
-        )
-    if found != newest:
-        raise DataError(f"{path} has no tables of fl-tiny", hint=hint)
+    try:
+        _migrate(db, path, steps, newest, hint)
+    except FlTinyError:
+        db.close()
+        raise
 
 
 @contextlib.contextmanager
@@ -80,6 +76,22 @@ def copy(db: sqlite3.Connection, path: Path) -> None:
             db.backup(target)  # one step is one read transaction: in WAL mode it holds no writer up
     except sqlite3.OperationalError as cause:
         raise EnvironmentFault(f"{path}: the database could not be copied: {cause}", hint="is there space?") from cause
+
+
+def _migrate(db: sqlite3.Connection, path: Path, steps: Mapping[int, str], newest: int, hint: str) -> None:
+    with reading(path, hint):
+        while (found := _version(db)) in steps:
+            with transaction(db, "database's new form"):
+                if _version(db) == found:  # else another process was quicker
+                    for statement in filter(str.strip, steps[found].split(";")):
+                        db.execute(statement)
+                    db.execute(f"PRAGMA user_version={found + 1}")
+    if found > newest:
+        raise ConfigError(
+            f"{path} has version {found}, this fl-tiny reads {newest} at most", hint="install a newer fl-tiny"
+        )
+    if found != newest:
+        raise DataError(f"{path} has no tables of fl-tiny", hint=hint)
 
 
 def _version(db: sqlite3.Connection) -> int:

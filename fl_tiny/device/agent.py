@@ -46,6 +46,7 @@ class Agent:
         self._directory = directory
         self._settings = config.load(directory / statedir.SETTINGS, config.DeviceSettings)
         self._store = DeviceStore.open(directory / statedir.DATABASE)
+        self._store.check()
         self._emit = emit
         self._background = background
         self._did: bytes = self._store.get("did")
@@ -118,7 +119,7 @@ class Agent:
             await self._deliver(link, again=True)
         while True:
             told = await self._beat(link)
-            if (told.epoch or 0, told.head) > self._store.head().description.rank:
+            if (told.epoch or 0, told.head) > self._store.head().rank:
                 await self._fetch_head(link)
                 told = await self._beat(link)  # the next round may have opened meanwhile: one child does both
             if self._needs_nothing(rounds):
@@ -148,10 +149,11 @@ class Agent:
 
     async def _fetch_head(self, link: Link) -> None:
         held = await link.head(self._manifest_digest, self._manifest.body_size, self._store.get("gateway_pk"))
-        before, new = self._store.head().description, held.description
+        before, new = self._store.head(), held.description
         if new.rank > before.rank:
-            restored = new.rank[0] > before.rank[0]  # the gateway went on from a backup
-            unknown = new.digest != before.digest if restored else (new.since or 0) > before.version
+            restored = new.rank[0] > before.rank[0]  # the gateway went on from a backup, or the head held is damaged
+            is_held = new.digest == hashlib.sha256(before.body).digest()
+            unknown = not is_held if restored else (new.since or 0) > before.version
             self._store.put_head(held, anew=unknown, restored=restored)
             self._emit("round", {"number": held.version, "state": "published"})
 

@@ -7,6 +7,7 @@ feature codes and a label. No numpy: the idle agent reads this too.
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 import struct
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 
 from fl_tiny import database
 from fl_tiny.database import transaction
-from fl_tiny.errors import ConfigError
+from fl_tiny.errors import ConfigError, DataError, MalformedMessage
 from fl_tiny.protocol import signed, wire
 
 SCHEMA_VERSION = 2
@@ -70,6 +71,15 @@ class HeldHead:
     def description(self) -> wire.Head:
         """What the gateway signed."""
         return wire.decode(wire.Head, signed.payload_of(self.signed))
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """How new it is; below all heads when its bytes are no longer what was signed, so that it is fetched again."""
+        try:
+            described = self.description
+        except MalformedMessage:
+            return -1, -1
+        return described.rank if hashlib.sha256(self.body).digest() == described.digest else (-1, -1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +138,18 @@ class DeviceStore:
             raise ConfigError(f"{path.parent} is not a device", hint=hint)
         store = cls(path)
         database.migrate(store._db, path, MIGRATIONS, SCHEMA_VERSION, HINT)
-        if store.get("enrolled") is None:
+        with database.reading(path, HINT):
+            enrolled = store.get("enrolled")
+        if enrolled is None:
             raise ConfigError(f"{path.parent} is not enrolled", hint=hint)
         return store
+
+    def check(self) -> None:
+        """Read the whole file, as the daemon does at its start. Raises: DataError when it is damaged."""
+        with database.reading(Path("the device's state"), HINT):
+            found = self._db.execute("PRAGMA integrity_check").fetchone()[0]
+        if found != "ok":
+            raise DataError(f"the device's state is damaged: {found}", hint=HINT)
 
     def close(self) -> None:
         """Give the connection back."""

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 from pathlib import Path
 
@@ -91,7 +90,7 @@ def test_a_member_that_no_gateway_has_is_refused(gw: Path, tmp_path: Path, name:
 
 def test_parts_of_two_gateways_are_not_put_together(gw: Path, tmp_path: Path) -> None:
     setup.initialise(tmp_path / "other", MODEL, None, setup.Wanted(2))
-    os.replace(tmp_path / "other/secret/gateway.key", gw / "secret/gateway.key")
+    (tmp_path / "other/secret/gateway.key").replace(gw / "secret/gateway.key")
     backup.write(gw, tmp_path / "f")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="of another gateway"):
