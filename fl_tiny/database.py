@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What both SQLite stores do alike: a transaction that is on the disk when it returns, or has changed nothing."""
+"""What both SQLite stores do alike: open and migrate a file or refuse it, copy it, write all or nothing."""
 
 from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
-from fl_tiny.errors import EnvironmentFault
+from fl_tiny.errors import ConfigError, DataError, EnvironmentFault, FlTinyError
 
 
 @contextlib.contextmanager
@@ -26,3 +27,73 @@ def transaction(db: sqlite3.Connection, what: str) -> Iterator[sqlite3.Connectio
         if isinstance(cause, sqlite3.OperationalError):
             raise EnvironmentFault(f"the {what} could not be written: {cause}") from cause
         raise
+
+
+def connect(path: Path, pragmas: Sequence[str], hint: str, *, shared: bool = False) -> sqlite3.Connection:
+    """A connection to ``path``. hint: what to do about a damaged file.   shared: other threads may use it, one a time.
+
+    Raises: DataError when the file is damaged, EnvironmentFault when it cannot be opened.
+    """
+    with reading(path, hint):
+        db = sqlite3.connect(path, isolation_level=None, timeout=5.0, check_same_thread=not shared)
+        try:
+            for pragma in pragmas:
+                db.execute(f"PRAGMA {pragma}")
+        except sqlite3.DatabaseError:
+            db.close()
+            raise
+    return db
+
+
+def migrate(db: sqlite3.Connection, path: Path, steps: Mapping[int, str], newest: int, hint: str) -> None:
+    """Bring an older database to version ``newest``, a step at a time, each all or nothing; closed when refused.
+
+    steps: from a version to the next, as SQL.   hint: what to do about a damaged file.
+    Raises: ConfigError for a file of a newer fl-tiny; DataError for a damaged one; EnvironmentFault.
+    """
+    try:
+        _migrate(db, path, steps, newest, hint)
+    except FlTinyError:
+        db.close()
+        raise
+
+
+@contextlib.contextmanager
+def reading(path: Path, hint: str) -> Iterator[None]:
+    """SQLite's errors in the block as ours. Raises: DataError when ``path`` is damaged; EnvironmentFault."""
+    try:
+        yield
+    except sqlite3.OperationalError as cause:  # locked, no right, no space, an I/O error: the file may be all right
+        raise EnvironmentFault(f"{path} cannot be read: {cause}") from cause
+    except sqlite3.DatabaseError as cause:
+        raise DataError(f"{path} is damaged: {cause}", hint=hint) from cause
+
+
+def copy(db: sqlite3.Connection, path: Path) -> None:
+    """The database as one transaction left it, at ``path``, which is an empty file; writers go on meanwhile."""
+    try:
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as target:
+            db.backup(target)  # one step is one read transaction: in WAL mode it holds no writer up
+    except sqlite3.OperationalError as cause:
+        raise EnvironmentFault(f"{path}: the database could not be copied: {cause}", hint="is there space?") from cause
+
+
+def _migrate(db: sqlite3.Connection, path: Path, steps: Mapping[int, str], newest: int, hint: str) -> None:
+    with reading(path, hint):
+        while (found := _version(db)) in steps:
+            with transaction(db, "database's new form"):
+                if _version(db) == found:  # else another process was quicker
+                    for statement in filter(str.strip, steps[found].split(";")):
+                        db.execute(statement)
+                    db.execute(f"PRAGMA user_version={found + 1}")
+    if found > newest:
+        raise ConfigError(
+            f"{path} has version {found}, this fl-tiny reads {newest} at most", hint="install a newer fl-tiny"
+        )
+    if found != newest:
+        raise DataError(f"{path} has no tables of fl-tiny", hint=hint)
+
+
+def _version(db: sqlite3.Connection) -> int:
+    found: int = db.execute("PRAGMA user_version").fetchone()[0]
+    return found

@@ -33,7 +33,7 @@ class ModelError(FlTinyError):
 
 
 class DataError(FlTinyError):
-    """The file's: samples or labels that are damaged, missing or do not fit the model."""
+    """The file's: samples, labels, a database or a backup that are damaged, missing or do not fit."""
 
     EXIT = 65
 

@@ -23,6 +23,7 @@ from fl_tiny.cli.common import (
     table,
 )
 
+DEVICE_COLUMNS = ["id", "name", "state", "last_round", "samples", "last_seen_s", "outlier", "model", "trouble", "lacks"]
 TASKS = ("classification", "multi-label", "regression")  # learn/loss.py; help needs no numpy
 
 
@@ -74,6 +75,13 @@ def add(parent: Any) -> None:
     p = command(sub, "export", export, "fl-tiny gateway export gw --out fleet.tflite")
     p.add_argument("dir", type=Path)
     p.add_argument("--out", type=Path, required=True, metavar="FILE.tflite")
+    p = command(sub, "backup", backup, "fl-tiny gateway backup gw --out gw.backup")
+    p.add_argument("dir", type=Path)
+    p.add_argument("--out", type=Path, required=True, metavar="F", help="it will hold every key of the fleet: guard it")
+    p = command(sub, "restore", restore, "fl-tiny gateway restore gw2 --from gw.backup")
+    p.add_argument("dir", type=Path, help="a directory that is not there yet, or empty")
+    p.add_argument("--from", dest="source", type=Path, required=True, metavar="F", help="what `gateway backup` wrote")
+    p.add_argument("--epoch", type=int, metavar="N", help="for a second restore from one file: above the first's epoch")
 
 
 def model_options(p: argparse.ArgumentParser) -> None:
@@ -170,10 +178,7 @@ def devices(args: argparse.Namespace) -> None:
     show(
         args,
         rows,
-        table(
-            rows,
-            ("id", "name", "state", "last_round", "samples", "last_seen_s", "outlier", "model", "trouble", "lacks"),
-        ),
+        table([{**row, "lacks": ", ".join(row["lacks"])} for row in rows], DEVICE_COLUMNS),
     )
 
 
@@ -234,6 +239,30 @@ def export(args: argparse.Namespace) -> None:
     digest = hashlib.sha256(args.out.read_bytes()).hexdigest()
     progress(f"{args.out}: round {version.number}")
     show(args, {"out": str(args.out), "round": version.number, "sha256": digest}, f"{digest}  {args.out}")
+
+
+def backup(args: argparse.Namespace) -> None:
+    """Write DIR's ledger, keys, model and settings into one file, also while the gateway runs."""
+    from fl_tiny.gateway import backup as backups
+
+    found = backups.write(args.dir, args.out)
+    result = {"out": str(args.out), "bytes": args.out.stat().st_size, "head": found.head, "epoch": found.epoch}
+    text = f"{args.out}: head {found.head}, {found.devices} devices; it holds every key of the fleet, so guard it"
+    show(args, {**result, "devices": found.devices}, text)
+
+
+def restore(args: argparse.Namespace) -> None:
+    """Make DIR the gateway that a backup holds; its devices go on from the backup's head."""
+    from fl_tiny.gateway import backup as backups
+
+    found = backups.restore(args.dir, args.source, args.epoch)
+    text = (
+        f"{args.dir} goes on from head {found.head} with {found.devices} devices, in epoch {found.epoch}\n"
+        "devices enrolled since the backup must enrol again, those revoked since must be revoked again; the old"
+        " gateway must not run any more"
+    )
+    result = {"dir": str(args.dir), "head": found.head, "epoch": found.epoch, "devices": found.devices}
+    show(args, result, text)
 
 
 def _store(directory: Path) -> Any:

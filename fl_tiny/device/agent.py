@@ -20,7 +20,7 @@ from fl_tiny.device.child import Child, Word
 from fl_tiny.device.enrol import DEFAULT_PORT
 from fl_tiny.device.layout import DEVICE_KEY, PSK
 from fl_tiny.device.link import Link
-from fl_tiny.device.store import DeviceStore, HeldHead, Journal, Kept, floats_to_bytes
+from fl_tiny.device.store import DeviceStore, Journal, Kept, floats_to_bytes
 from fl_tiny.device.upgrade import Upgrade
 from fl_tiny.errors import EnvironmentFault, RemoteError
 from fl_tiny.protocol import session, signed, wire
@@ -43,6 +43,7 @@ class Agent:
         self._directory = directory
         self._settings = config.load(directory / statedir.SETTINGS, config.DeviceSettings)
         self._store = DeviceStore.open(directory / statedir.DATABASE)
+        self._store.check()
         self._emit = emit
         self._did: bytes = self._store.get("did")
         self._seed = statedir.read_secret(directory, DEVICE_KEY)
@@ -120,7 +121,7 @@ class Agent:
             await self._deliver(link, again=True)
         while True:
             told = await self._beat(link)
-            if told.head > self._store.head().version:
+            if (told.epoch or 0, told.head) > self._store.head().rank:
                 await self._fetch_head(link)
                 told = await self._beat(link)  # the next round may have opened meanwhile: one child does both
             if self._session.state is session.State.IDLE:
@@ -156,8 +157,12 @@ class Agent:
 
     async def _fetch_head(self, link: Link) -> None:
         held = await link.head(self._manifest_digest, self._manifest.body_size, self._store.get("gateway_pk"))
-        if held.version > self._store.head().version:
-            self._store.put_head(held, anew=_solved_since(held) > self._store.head().version)
+        before, new = self._store.head(), held.description
+        if new.rank > before.rank:
+            restored = new.rank[0] > before.rank[0]  # the gateway went on from a backup, or the head held is damaged
+            is_held = new.digest == hashlib.sha256(before.body).digest()
+            unknown = not is_held if restored else (new.since or 0) > before.version
+            self._store.put_head(held, anew=unknown, restored=restored)
             self._emit("round", {"number": held.version, "state": "published"})
 
     async def _consider(self, link: Link, rid: bytes) -> None:
@@ -165,8 +170,7 @@ class Agent:
         if rid == self._answered or self._session.state is not session.State.IDLE or self._child.works:
             return
         offer = await link.offer()
-        head = wire.decode(wire.Head, signed.payload_of(self._store.head().signed))
-        if offer.base != head.digest:
+        if offer.base != self._store.head().description.digest:
             return  # a head was published between two messages; the next heartbeat says so
         samples, held = self._store.sample_count()
         classes = None if self._manifest.task else len(self._store.counts())
@@ -283,7 +287,9 @@ class Agent:
             log.warning("update refused round=%d why=%r", owed.number, str(fault))
         for action in actions:
             assert isinstance(action, session.Settle)
-            void = not owed.residual or _solved_since(self._store.head()) >= owed.number  # sums, or of a head no longer
+            void = (
+                not owed.residual or (self._store.head().description.since or 0) >= owed.number
+            )  # sums, or of a head no longer
             drop = action.drop or void
             residual = owed.residual if action.delivered or drop else undelivered(owed.codes, owed.residual)
             self._store.settle(None if drop else residual, owed.steps, counted=action.delivered)
@@ -350,8 +356,3 @@ def limits_of(settings: config.DeviceSettings) -> budget.Limits:
     """What DIR/fl-tiny.toml lets training take."""
     s = settings
     return budget.Limits(s.max_temperature, s.min_battery, s.max_memory_pressure, s.max_load)
-
-
-def _solved_since(head: HeldHead) -> int:
-    """The last version that was solved from sums and not trained, 0 for none: changes before it mean nothing here."""
-    return wire.decode(wire.Head, signed.payload_of(head.signed)).since or 0

@@ -7,6 +7,7 @@ feature codes and a label. No numpy: the idle agent reads this too.
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 import struct
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fl_tiny import database
 from fl_tiny.database import transaction
-from fl_tiny.errors import ConfigError, EnvironmentFault
+from fl_tiny.errors import ConfigError, DataError, MalformedMessage
+from fl_tiny.protocol import signed, wire
 
 SCHEMA_VERSION = 3
 PRAGMAS = (
@@ -26,6 +29,7 @@ PRAGMAS = (
     "trusted_schema=OFF",
     "cache_size=-256",  # KiB: an idle device's memory counts more than a page read twice
 )
+HINT = "move DIR away and enrol anew; the gateway's operator then revokes the old identity"
 HELD_EVERY = 5  # one sample in five of a class is held out, for good
 SCHEMA = """
 CREATE TABLE meta(key TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID;
@@ -75,6 +79,20 @@ class HeldHead:
     signed: bytes
     body: bytes
 
+    @property
+    def description(self) -> wire.Head:
+        """What the gateway signed."""
+        return wire.decode(wire.Head, signed.payload_of(self.signed))
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """How new it is; below all heads when its bytes are no longer what was signed, so that it is fetched again."""
+        try:
+            described = self.description
+        except MalformedMessage:
+            return -1, -1
+        return described.rank if hashlib.sha256(self.body).digest() == described.digest else (-1, -1)
+
 
 @dataclass(frozen=True, slots=True)
 class Journal:
@@ -109,7 +127,7 @@ class DeviceStore:
     """One connection to DIR/state.db."""
 
     def __init__(self, path: Path) -> None:
-        self._db = _connect(path)
+        self._db = database.connect(path, PRAGMAS, HINT)
 
     @classmethod
     def create(cls, path: Path) -> DeviceStore:
@@ -123,24 +141,27 @@ class DeviceStore:
 
     @classmethod
     def open(cls, path: Path) -> DeviceStore:
-        """The database of an enrolled device. Raises: ConfigError when it is not one."""
+        """The database of an enrolled device.
+
+        Raises: ConfigError when it is not one, or a newer fl-tiny's; DataError when it is damaged.
+        """
         hint = "fl-tiny device enroll DIR --code CODE"
         if not path.exists():
             raise ConfigError(f"{path.parent} is not a device", hint=hint)
         store = cls(path)
-        try:
-            found = store._db.execute("PRAGMA user_version").fetchone()[0]
-        except sqlite3.DatabaseError as cause:
-            raise EnvironmentFault(f"{path} is damaged: {cause}", hint="restore it, or enrol again") from cause
-        for version in range(found, SCHEMA_VERSION):
-            if version in MIGRATIONS:
-                store._db.executescript(f"BEGIN;{MIGRATIONS[version]}PRAGMA user_version={version + 1};COMMIT;")
-                found = version + 1
-        if found != SCHEMA_VERSION:
-            raise ConfigError(f"{path} has version {found}, this fl-tiny reads {SCHEMA_VERSION}")
-        if store.get("enrolled") is None:
+        database.migrate(store._db, path, MIGRATIONS, SCHEMA_VERSION, HINT)
+        with database.reading(path, HINT):
+            enrolled = store.get("enrolled")
+        if enrolled is None:
             raise ConfigError(f"{path.parent} is not enrolled", hint=hint)
         return store
+
+    def check(self) -> None:
+        """Read the whole file, as the daemon does at its start. Raises: DataError when it is damaged."""
+        with database.reading(Path("the device's state"), HINT):
+            found = self._db.execute("PRAGMA integrity_check").fetchone()[0]
+        if found != "ok":
+            raise DataError(f"the device's state is damaged: {found}", hint=HINT)
 
     def close(self) -> None:
         """Give the connection back."""
@@ -261,11 +282,17 @@ class DeviceStore:
         """The head held. There is one from enrolment on."""
         return HeldHead(*self._db.execute("SELECT version, signed, body FROM head").fetchone())
 
-    def put_head(self, head: HeldHead, *, anew: bool = False) -> None:
-        """Hold a newer head. anew: it does not go on from the one held so far, so the residual is void."""
+    def put_head(self, head: HeldHead, *, anew: bool = False, restored: bool = False) -> None:
+        """Hold a newer head. anew: it does not go on from the one held so far, so the residual is void.
+
+        restored: nor does its number, since the gateway went on from a backup; the board's model is chosen again.
+        """
         with self._transaction() as db:
             if anew:
                 db.execute("DELETE FROM residual")
+            if restored:
+                db.execute("UPDATE meta SET value=min(value, ?) WHERE key='last_round'", (head.version,))
+                db.execute("UPDATE kept SET chosen_at=-1")
             db.execute("INSERT OR REPLACE INTO head VALUES(1,?,?,?)", (head.version, head.signed, head.body))
 
     def journal(self) -> Journal | None:
@@ -307,16 +334,6 @@ class DeviceStore:
         row = (kept.chosen_at, kept.kind, kept.fitted, kept.digest, *start, kept.previous, kept.fleet, kept.personal)
         with self._transaction() as db:
             db.execute("INSERT OR REPLACE INTO kept VALUES(1,?,?,?,?,?,?,?,?,?,?)", row)
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    try:
-        db = sqlite3.connect(path, isolation_level=None, timeout=5.0)
-        for pragma in PRAGMAS:
-            db.execute(f"PRAGMA {pragma}")
-    except sqlite3.DatabaseError as cause:
-        raise EnvironmentFault(f"{path} cannot be opened: {cause}", hint="restore it, or enrol again") from cause
-    return db
 
 
 def is_held_out(place: int, label: int) -> bool:

@@ -57,7 +57,7 @@ def carry_out(store: Store, start: ExactStart, seed: bytes, did: bytes) -> Versi
     total = start.total(others.values())
     digest = hashlib.sha256(signed.payload_of(store.get("manifest"))).digest()
     number = store.head().number + 1
-    version = make_version(number, start.made(total), total.samples, digest, seed, since=number)
+    version = make_version(number, start.made(total), total.samples, digest, seed, since=number, epoch=store.epoch)
     scores = start.outliers(list(others.values()))
     store.forget(did, os.urandom(8), version, dict(zip(others, scores, strict=True)))
     return version

@@ -239,12 +239,18 @@ class ExactStart:
 
 
 def make_version(
-    number: int, made: Made, weight: int, manifest_digest: bytes, seed: bytes, since: int | None = None
+    number: int,
+    made: Made,
+    weight: int,
+    manifest_digest: bytes,
+    seed: bytes,
+    since: int | None = None,
+    epoch: int | None = None,
 ) -> Version:
     """A head as a row of the store, signed by the gateway's key. since: the last version solved from sums."""
     body, scales = made.head.head.body, made.head.head.scales
     digest = hashlib.sha256(body).digest()
-    head = wire.Head(manifest_digest, number, digest, len(body), scales, made.ranges, since)
+    head = wire.Head(manifest_digest, number, digest, len(body), scales, made.ranges, since, epoch)
     message = signed.sign(wire.encode(head), seed)
     return Version(number, digest, body, message, made.head.residual, made.steps, weight)
 

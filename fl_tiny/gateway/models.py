@@ -202,7 +202,9 @@ class Models:
         manifest = wire.decode(wire.Manifest, payload)
         digest = hashlib.sha256(payload).digest()
         parameters = read_parameters(spec := spec_of(read_model(data), manifest))
-        first = make_version(number, first_made(trained_part(spec, parameters)), 0, digest, self._seed)
+        first = make_version(
+            number, first_made(trained_part(spec, parameters)), 0, digest, self._seed, epoch=self._store.epoch
+        )
         return Held(manifest, message, digest, data, canary, first)
 
 

@@ -128,7 +128,7 @@ class Resources:
         if device.state == "pending":
             self._store.activate(device.did)
         told = self._gateway.registered(device)
-        return Response("2.04", wire.encode(wire.Registered(wire.VERSION, told.poll_ms)), CBOR)
+        return Response("2.04", wire.encode(wire.Registered(wire.VERSION, told.poll_ms, told.epoch)), CBOR)
 
     def _heartbeat(self, request: Request, device: Device) -> Response:
         beat = wire.decode(wire.Heartbeat, request.payload)

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from fl_tiny.errors import EnvironmentFault, RemoteError
+from fl_tiny.errors import DataError, RemoteError
 from fl_tiny.gateway import forget
 from fl_tiny.gateway.gather import Changes, ExactStart, Gathering, Grams, Kind, make_version, train_behind
 from fl_tiny.gateway.models import Models
-from fl_tiny.gateway.store import Store
+from fl_tiny.gateway.store import HINT, Store
 from fl_tiny.gateway.tables import Device, Entry, OpenRound, Version
 from fl_tiny.gateway.uploads import Uploads
 from fl_tiny.protocol import wire
@@ -98,6 +98,7 @@ class Gateway:
         self.emit: Emit = lambda event, facts: None
         self.presence: dict[bytes, Presence] = {}
         self.head: Version = store.head()
+        self.epoch = store.epoch
         self._exact = exact
         self._seed = seed
         self._boot = boot_id()
@@ -151,10 +152,14 @@ class Gateway:
         self._wake.set()
         poll_s = self.rounds.poll_s(device.did, now, self._next_open - now)
         self._due[device.did] = now + poll_s
-        invited = self.rounds.rid if self.models.trains(device.did) and self.rounds.invites(device.did) else None
-        number = self.models.head_number(device.did, self.head.number)
-        wanted = self.models.wanted(device.did)
-        return wire.Next(round(poll_s * 1000), number, invited, wanted.manifest.counter if wanted else None)
+        trains, wanted = self.models.trains(device.did), self.models.wanted(device.did)
+        return wire.Next(
+            round(poll_s * 1000),
+            self.models.head_number(device.did, self.head.number),
+            self.rounds.rid if trains and self.rounds.invites(device.did) else None,
+            self.epoch if trains else None,  # another model's last head was signed in the epoch it was made in
+            wanted.manifest.counter if wanted else None,
+        )
 
     def offer(self) -> wire.Offer:
         """The open round as an offer. Only when ``rounds.rid`` is not None."""
@@ -311,7 +316,7 @@ class Gateway:
             sent = [(entry.did, entry.codes or b"") for entry in self.store.accepted(rid)]
             scores = self._start.outliers([body for _, body in sent])
             outliers, since = dict(zip([did for did, _ in sent], scores, strict=True)), number
-        version = make_version(number, made, gathered.weight, self.models.current.digest, self._seed, since)
+        version = make_version(number, made, gathered.weight, self.models.current.digest, self._seed, since, self.epoch)
         self.store.publish(rid, version, seconds, outliers=outliers, strategy=encode_state(made.head.state))
         self.head = version
         self.emit("round", {"number": version.number, "state": "published", "updates": gathered.updates})
@@ -363,7 +368,7 @@ class Gateway:
     def _restore(self) -> Rounds:
         faults = self.store.faults()
         if faults:
-            raise EnvironmentFault("the ledger is not sound: " + "; ".join(faults), hint="restore it from a backup")
+            raise DataError("the ledger is not sound: " + "; ".join(faults), hint=HINT)
         opened = self.store.opened()
         if opened is None:
             return Rounds(self.settings)

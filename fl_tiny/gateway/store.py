@@ -14,8 +14,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from fl_tiny import database
 from fl_tiny.database import transaction
-from fl_tiny.errors import ConfigError, EnvironmentFault, RemoteError
+from fl_tiny.errors import ConfigError, RemoteError
 from fl_tiny.gateway.tables import MIGRATIONS, SCHEMA, SCHEMA_VERSION, Device, Entry, OpenRound, Pairing, Version
 from fl_tiny.protocol.wire import Code, Status
 
@@ -26,13 +27,14 @@ PRAGMAS = (
     "foreign_keys=ON",
     "trusted_schema=OFF",
 )
+HINT = "fl-tiny gateway restore DIR2 --from F, with what `gateway backup` wrote"
 
 
 class Store:
     """One connection to DIR/state.db."""
 
-    def __init__(self, database: sqlite3.Connection) -> None:
-        self._db = database
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
 
     @classmethod
     def create(cls, path: Path) -> Store:
@@ -46,16 +48,14 @@ class Store:
 
     @classmethod
     def open(cls, path: Path) -> Store:
-        """The database of an initialised gateway. Raises: ConfigError when there is none, or of another version."""
+        """The database of an initialised gateway.
+
+        Raises: ConfigError when there is none, or a newer fl-tiny's; DataError when it is damaged.
+        """
         if not path.exists():
             raise ConfigError(f"{path.parent} is not a gateway", hint="fl-tiny gateway init DIR --model FILE")
         store = cls(_connect(path))
-        try:
-            found = _migrate(store._db)
-        except sqlite3.DatabaseError as cause:
-            raise EnvironmentFault(f"{path} is damaged: {cause}", hint="restore it from a backup") from cause
-        if found != SCHEMA_VERSION:
-            raise ConfigError(f"{path} has version {found}, this fl-tiny reads {SCHEMA_VERSION}")
+        database.migrate(store._db, path, MIGRATIONS, SCHEMA_VERSION, HINT)
         return store
 
     def close(self) -> None:
@@ -345,6 +345,25 @@ class Store:
 
     # ---- heads ----------------------------------------------------------------------------------------------
 
+    @property
+    def epoch(self) -> int | None:
+        """How often this ledger was restored from a backup; None for never. Heads are newer by (epoch, number)."""
+        found: int | None = self.get("epoch")
+        return found
+
+    def begin_epoch(self, epoch: int, signed: bytes) -> None:
+        """The ledger goes on from a backup: the last head signed anew, the open round and the pairing codes gone."""
+        with self._transaction() as db:
+            db.execute("INSERT OR REPLACE INTO meta VALUES('epoch',?)", (epoch,))
+            db.execute("UPDATE version SET signed=? WHERE number=(SELECT max(number) FROM version)", (signed,))
+            db.execute("DELETE FROM ledger WHERE rid IN (SELECT rid FROM round WHERE state='open')")
+            db.execute("UPDATE round SET state='aborted', left_s=0, why='restored from a backup' WHERE state='open'")
+            db.execute("DELETE FROM pairing")  # one may have been used since
+
+    def copy_to(self, path: Path) -> None:
+        """The whole ledger as of now into the empty file ``path``; a gateway beside us goes on."""
+        database.copy(self._db, path)
+
     def add_first(self, version: Version) -> None:
         """Version 0: the model's own head."""
         with self._transaction() as db:
@@ -370,7 +389,10 @@ class Store:
         return Version(number, digest, body, signed, residual, bytes_to_floats(steps) or (), weight)
 
     def faults(self) -> list[str]:
-        """What is wrong with the ledger: the invariants of docs/failures.md, checked at every start."""
+        """What is wrong with the ledger: the invariants of docs/failures.md, checked at every start.
+
+        Raises: DataError when the file is too damaged to be asked.
+        """
         checks = {
             "the file is damaged": "SELECT 1 FROM pragma_integrity_check WHERE integrity_check!='ok'",
             "the chain of heads has a gap": "SELECT 1 WHERE (SELECT max(number) - count(*) FROM version) IS NOT -1",
@@ -382,7 +404,8 @@ class Store:
             "(SELECT sum(samples) FROM ledger WHERE consumed_by=v.number)"
             " AND number NOT IN (SELECT number FROM round WHERE kind IN ('forget', 'model'))",
         }
-        return [fault for fault, query in checks.items() if self._db.execute(query).fetchone()]
+        with database.reading(Path("the ledger"), HINT):
+            return [fault for fault, query in checks.items() if self._db.execute(query).fetchone()]
 
 
 def floats_to_bytes(values: Sequence[float] | None) -> bytes | None:
@@ -422,21 +445,4 @@ def _put_outliers(db: sqlite3.Connection, outliers: Mapping[bytes, float | None]
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    try:
-        db = sqlite3.connect(path, isolation_level=None, timeout=5.0, check_same_thread=False)
-        for pragma in PRAGMAS:
-            db.execute(f"PRAGMA {pragma}")
-    except sqlite3.DatabaseError as cause:
-        raise EnvironmentFault(f"{path} cannot be opened: {cause}", hint="restore it from a backup") from cause
-    return db
-
-
-def _migrate(db: sqlite3.Connection) -> int:
-    """Bring an older database to this version, a step at a time, each all or nothing; the version it has then."""
-    while (found := int(db.execute("PRAGMA user_version").fetchone()[0])) in MIGRATIONS:
-        with transaction(db, "ledger"):
-            if db.execute("PRAGMA user_version").fetchone()[0] == found:  # else another process was quicker
-                for statement in filter(str.strip, MIGRATIONS[found].split(";")):
-                    db.execute(statement)
-                db.execute(f"PRAGMA user_version={found + 1}")
-    return found
+    return database.connect(path, PRAGMAS, HINT, shared=True)

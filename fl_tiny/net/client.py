@@ -240,7 +240,7 @@ class Client:
             if alerts > 1:
                 raise RemoteError(
                     f'{address[0]} port {address[1]} refused "{self._identity}" (TLS alert {alert})',
-                    "was the device revoked, or the pairing code used up?",
+                    "was the device revoked, the pairing code used up, or the gateway restored from a backup?",
                 )
             if alert:
                 await asyncio.sleep(ALERT_PAUSE_S)

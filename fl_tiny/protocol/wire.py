@@ -96,6 +96,7 @@ SID = blob(8)
 H256 = blob(32)
 PK = blob(32)
 MS = uint(0, DAY_MS)
+EPOCH = uint(1, U32)  # absent: 0, a gateway that was never restored
 FLAT = number(-1e30, 1e30)
 STEPS = many(number(1e-30, 1e30), 1, MAX_TENSORS)
 SCALES = many(number(1e-30, 1e30), 0, MAX_TENSORS)
@@ -141,11 +142,12 @@ class Register:
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """The protocol version chosen, and when to send the next heartbeat."""
+    """The protocol version chosen, when to send the next heartbeat, and the epoch of the gateway's heads."""
 
     KIND: ClassVar[int] = 4
     version: Annotated[int, Key(1, uint(1, U16))]
     poll_ms: Annotated[int, Key(2, MS)]
+    epoch: Annotated[int | None, Key(4, EPOCH)] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,12 +177,14 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class Next:
-    """What a device should do next: poll again then, fetch that head, answer that round, try that model."""
+    """What a device should do next: poll again then, fetch the head of that epoch and version, answer that round, try
+    that model."""
 
     KIND: ClassVar[int] = 6
     poll_ms: Annotated[int, Key(1, MS)]
     head: Annotated[int, Key(2, uint(0, U32))]
     rid: Annotated[bytes | None, Key(3, RID)] = None
+    epoch: Annotated[int | None, Key(4, EPOCH)] = None
     model: Annotated[int | None, Key(5, uint(1, U32))] = None
 
 
@@ -254,6 +258,7 @@ class Head:
     digest: SHA-256 of the canonical body (protocol/update.py).   scales: one a weight tensor.
     ranges: lo, hi of each layer's outputs on the fleet's data, for boards without samples; absent: keep the model's.
     since: the last version solved from sums; what a device has left to say of a head before it is void.
+    epoch: raised when a gateway goes on from a backup: a head is newer by (epoch, version).
     """
 
     KIND: ClassVar[int] = 8
@@ -264,6 +269,12 @@ class Head:
     scales: Annotated[tuple[float, ...], Key(5, SCALES)]
     ranges: Annotated[tuple[float, ...] | None, Key(6, RANGES)] = None
     since: Annotated[int | None, Key(7, uint(1, U32))] = None
+    epoch: Annotated[int | None, Key(8, EPOCH)] = None
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """A head of higher rank is newer."""
+        return self.epoch or 0, self.version
 
 
 # ---- a round ------------------------------------------------------------------------------------------------

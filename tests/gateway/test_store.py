@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A gateway's database file: older ones migrate in one piece, newer and damaged ones are refused and left alone."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from fl_tiny.errors import ConfigError, DataError, EnvironmentFault, FlTinyError
+from fl_tiny.gateway import setup, store, tables
+from fl_tiny.gateway.store import Store
+
+from .test_exact import V1
+
+MODEL = Path(__file__).parents[1] / "models/bench/head_224-16-4.tflite"
+V2 = f"""{V1}
+CREATE TABLE pairing(token BLOB PRIMARY KEY, secret BLOB NOT NULL, left_s REAL NOT NULL, pk BLOB) STRICT;
+CREATE TABLE peer(name TEXT PRIMARY KEY, psk BLOB NOT NULL) STRICT;
+ALTER TABLE round ADD COLUMN kind TEXT NOT NULL DEFAULT 'train';
+CREATE TABLE gram(did BLOB PRIMARY KEY REFERENCES device(did), samples INT NOT NULL, body BLOB NOT NULL,
+  outlier REAL) STRICT;
+CREATE TABLE strategy(name TEXT PRIMARY KEY, numbers BLOB NOT NULL) STRICT;
+INSERT INTO device VALUES(x'aa', x'bb', x'cc', 'active', 'kitchen', 5, 0, 0, 1.0, 'boot');
+PRAGMA user_version=2;
+"""
+
+
+def made(path: Path, script: str) -> Path:
+    path.touch()
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript(script)
+    return path
+
+
+def dump(path: Path) -> list[str]:
+    with closing(sqlite3.connect(path)) as db:
+        return [*db.iterdump(), str(db.execute("PRAGMA user_version").fetchone())]
+
+
+def test_a_file_of_version_2_is_read(tmp_path: Path) -> None:
+    opened = Store.open(made(tmp_path / "state.db", V2))
+    assert [(d.did, d.name, d.state) for d in opened.devices()] == [(b"\xaa", "kitchen", "active")]
+    assert opened.rounds()[0]["state"] == "aborted" and opened.head().number == 0 and opened.epoch is None
+    with closing(sqlite3.connect(tmp_path / "state.db")) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (tables.SCHEMA_VERSION,)
+
+
+def test_a_migration_that_is_cut_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = made(tmp_path / "state.db", V2)
+    before = dump(path)
+    newest = tables.SCHEMA_VERSION
+    cut = {**tables.MIGRATIONS, newest: "CREATE TABLE half(x INT); DELETE FROM device; SELECT * FROM nowhere;"}
+    monkeypatch.setattr(store, "MIGRATIONS", cut)
+    monkeypatch.setattr(store, "SCHEMA_VERSION", newest + 1)
+    with pytest.raises(EnvironmentFault, match="nowhere"):
+        Store.open(path)
+    monkeypatch.undo()
+    assert Store.open(path).devices()
+    assert [line for line in dump(path) if "half" in line] == [] and len(dump(path)) >= len(before)
+
+
+def test_a_newer_file_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    path = made(tmp_path / "state.db", f"{V2}PRAGMA user_version=99;")
+    before = dump(path)
+    with pytest.raises(ConfigError, match=r"99.*newer fl-tiny"):
+        Store.open(path)
+    assert dump(path) == before
+
+
+def test_a_missing_or_foreign_file_never_becomes_an_empty_fleet(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="init"):
+        Store.open(tmp_path / "state.db")
+    assert not (tmp_path / "state.db").exists()
+    for content in (b"", b"x" * 5000):
+        (tmp_path / "state.db").write_bytes(content)
+        with pytest.raises(DataError, match="restore"):
+            Store.open(tmp_path / "state.db")
+    made(tmp_path / "other.db", "CREATE TABLE t(x);")
+    with pytest.raises(DataError, match="restore"):
+        Store.open(tmp_path / "other.db")
+
+
+def test_damaged_bytes_are_found_or_harm_nothing(tmp_path: Path) -> None:
+    setup.initialise(tmp_path / "gw", MODEL, None, setup.Wanted(2))
+    whole = (tmp_path / "gw/state.db").read_bytes()
+    rng = random.Random(5)
+    refused = 0
+    for trial in range(120):
+        damaged = bytearray(whole)
+        if trial < 100:
+            damaged[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        else:
+            start = rng.randrange(len(whole) // 4096) * 4096
+            damaged[start : start + 4096] = rng.randbytes(4096)
+        path = tmp_path / f"{trial}.db"
+        path.write_bytes(damaged)
+        try:
+            opened = Store.open(path)
+        except FlTinyError as fault:
+            assert "restore" in str(fault) or "newer" in str(fault) or "malformed" in str(fault), fault
+            refused += 1
+            continue
+        try:
+            refused += bool(opened.faults())
+        except DataError as fault:
+            assert "restore" in str(fault)
+            refused += 1
+        opened.close()
+    assert refused >= 20, "every page of noise is found"
