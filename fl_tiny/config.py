@@ -60,6 +60,7 @@ class DeviceSettings:
 
     gateway: str | None = None
     pairing_code: str | None = None
+    model_key: str | None = None
     lan_timing: bool = False
     max_samples: int = 5000
     max_sample_bytes: int = 33_554_432
@@ -91,6 +92,7 @@ RULES: dict[str, Rule] = {
     "min_samples": ("1 to 65535", lambda v: 1 <= v <= 65_535),
     "code_minutes": ("above 0 and at most 43200", lambda v: 0 < v <= 43_200),
     "handshakes_per_s": ("1 to 100000", lambda v: 1 <= v <= 100_000),
+    "model_key": ("64 hexadecimal digits", lambda v: len(v) == 64 and not set(v.lower()) - set("0123456789abcdef")),
     "personal_epochs": ("1 to 1000", lambda v: 1 <= v <= 1000),
     "max_temperature": ("0 to 200 degrees C", lambda v: 0 <= v <= 200),
     "min_battery": ("0 to 100 percent", lambda v: 0 <= v <= 100),

@@ -16,7 +16,7 @@ import pytest
 from fl_tiny import config
 from fl_tiny.cli.main import build_parser
 from fl_tiny.errors import FlTinyError
-from fl_tiny.protocol import wire
+from fl_tiny.protocol import rekey, wire
 from fl_tiny.protocol.preprocess import KINDS
 
 ROOT = Path(__file__).parents[1]
@@ -64,7 +64,7 @@ def commands(parser: argparse.ArgumentParser, words: str = "fl-tiny") -> Iterato
 
 
 def command_section(command: str) -> str:
-    page = text("docs/cli.md") + text("docs/cli-fleet.md")
+    page = "".join(text(f"docs/{name}.md") for name in ("cli", "cli-model", "cli-fleet"))
     found = re.search(rf"^###? {command}\b[^\n]*\n(.*?)(?=^##|\Z)", page, re.MULTILINE | re.DOTALL)
     assert found, f"no page of commands has a section {command}"
     return found[1]
@@ -154,7 +154,8 @@ def test_the_kinds_of_the_wire_rules_are_those_of_the_code() -> None:
     rules = {
         name: int(kind) for name, kind in re.findall(r"^(\w+) +=\s*\{ 0: (\d+),", text("docs/protocol.cddl"), re.M)
     }
-    kinds = {name.lower(): cls.KIND for name, cls in vars(wire).items() if hasattr(cls, "KIND")}
+    found = {**vars(wire), **vars(rekey)}
+    kinds = {name.lower(): cls.KIND for name, cls in found.items() if hasattr(cls, "KIND")}
     assert rules == kinds
     assert len(set(kinds.values())) == len(kinds)
 

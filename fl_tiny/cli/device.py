@@ -27,7 +27,10 @@ def add(parent: Any) -> None:
     sub = group(parent, "device", "enrol and run this board")
     p = command(sub, "enroll", enroll, "fl-tiny device enroll dev --code FL1:…")
     p.add_argument("dir", type=Path)
-    p.add_argument("--code", required=True, metavar="CODE|-|@FILE", help="the pairing code; -: from stdin; @FILE")
+    code = p.add_mutually_exclusive_group()
+    code.add_argument("--code", metavar="CODE|-|@FILE", help="the pairing code; -: from stdin; @FILE")
+    code.add_argument("--code-file", type=Path, metavar="F", help="the code in F, which is erased there afterwards")
+    p.add_argument("--model-key", metavar="HASH", help="accept models signed by this key alone (fl-tiny fleet init)")
     p.add_argument("--gateway", metavar="HOST:PORT", help="where the gateway is (default: the address in the code)")
     p.add_argument("--name", help="what the operator sees for this board, such as kitchen")
     if_needed_option(p, "is enrolled")
@@ -39,6 +42,7 @@ def add(parent: Any) -> None:
     p.add_argument("--background", action="store_true", help="train in what other programs leave of CPU and disk")
     runtime_option(p)
     doctor.add(sub, "device", "dev")
+    command(sub, "rekey", rekey, "fl-tiny device rekey dev").add_argument("dir", type=Path)
     p = command(sub, "status", status, "fl-tiny device status dev --json")
     p.add_argument("dir", type=Path)
     running_option(p)
@@ -49,13 +53,17 @@ def enroll(args: argparse.Namespace) -> None:
     import asyncio
 
     from fl_tiny import statedir
+    from fl_tiny.device.codefile import erase_code
     from fl_tiny.device.enrol import enrol, enrolled
 
     if args.dir.exists():
         statedir.act_as_owner(args.dir)
     done = enrolled(args.dir) if args.if_needed else None  # before the code is read: it may be gone by now
     if done is None:
-        done = asyncio.run(enrol(args.dir, _code(args.code), args.gateway, args.name))
+        done = asyncio.run(enrol(args.dir, _code(args), args.gateway, args.name, args.model_key))
+    for file in (args.code_file, args.dir / statedir.SETTINGS):
+        if file is not None and file.exists():
+            erase_code(file)
     text = f"enrolled as {done.id} with {done.gateway}, model {done.model}\nnext: fl-tiny device run {args.dir}"
     show(args, {"id": done.id, "gateway": done.gateway, "model": done.model}, text)
 
@@ -68,11 +76,14 @@ def run(args: argparse.Namespace) -> None:
 
     from fl_tiny import statedir
     from fl_tiny.device.agent import Agent
+    from fl_tiny.device.codefile import erase_code
     from fl_tiny.device.store import DeviceStore
 
     if args.dir.exists():
         statedir.act_as_owner(args.dir)
     DeviceStore.open(args.dir / statedir.DATABASE).close()  # its refusal comes before the lock's
+    if (args.dir / statedir.SETTINGS).exists():
+        erase_code(args.dir / statedir.SETTINGS)  # an enrolled device has no more use for one
     if args.runtime:
         from fl_tiny.device.runtimes import chosen
 
@@ -106,10 +117,32 @@ async def _until_signal(work: Any) -> None:
             raise KeyboardInterrupt from None
 
 
+def rekey(args: argparse.Namespace) -> None:
+    """Give this board a new key and a new PSK; its id stays. The daemon must not run."""
+    import asyncio
+
+    from fl_tiny import config, statedir
+    from fl_tiny.device.enrol import DEFAULT_PORT
+    from fl_tiny.device.newkey import make_new_key
+    from fl_tiny.device.store import DeviceStore
+
+    if args.dir.exists():
+        statedir.act_as_owner(args.dir)
+    store = DeviceStore.open(args.dir / statedir.DATABASE)
+    settings = config.load(args.dir / statedir.SETTINGS, config.DeviceSettings)
+    address = config.address(settings.gateway or store.get("gateway"), DEFAULT_PORT)
+    with statedir.locked(args.dir):
+        gen = asyncio.run(make_new_key(args.dir, store, settings, address))
+    did = store.get("did").hex()
+    show(args, {"id": did, "generation": gen}, f"{did} has key number {gen + 1}")
+
+
 def status(args: argparse.Namespace) -> None:
     """Say what this board holds and how its model does on its own held-out samples."""
     from fl_tiny import statedir
+    from fl_tiny.device import slots
     from fl_tiny.device.store import DeviceStore
+    from fl_tiny.protocol import signed
 
     if args.dir.exists():
         statedir.act_as_owner(args.dir)
@@ -117,33 +150,44 @@ def status(args: argparse.Namespace) -> None:
     kept = store.kept()
     running = statedir.is_running(args.dir)
     must_run(args, running)
+    refused = slots.refusal(store)
     found = {
         "id": store.get("did").hex(),
         "state": "running" if running else "stopped",
         "gateway": store.get("gateway"),
+        "model": {
+            "name": slots.manifest_of(store.get("manifest")).name,
+            "counter": slots.manifest_of(store.get("manifest")).counter,
+            "confirmed": store.get("tries") is None,
+            "refused": f"{refused.counter}: {refused.why} (code {refused.code})" if refused else None,
+        },
+        "model_key": {
+            "sha256": signed.digest(store.get("model_pk")).hex(),
+            "from": "pinned" if store.get("model_pinned") else "the gateway's word at enrolment",
+        },
+        "trouble": store.get("trouble") or None,
         "rounds": store.rounds,
         "samples": store.sample_count()[0],
         "kept": kept.kind,
         "accuracy": {"previous": kept.previous, "global": kept.fleet, "personal": kept.personal},
     }
-    show(args, found, "\n".join(f"{key:9}{value}" for key, value in found.items()))
+    show(args, found, "\n".join(f"{key:10}{value}" for key, value in found.items()))
 
 
-def _code(text: str) -> str:
-    """The code itself, from stdin for ``-`` or from a file for ``@FILE``."""
-    if text == "-":
+def _code(args: argparse.Namespace) -> str:
+    """The code itself: as given, from stdin for ``-``, from a file, or from DIR's settings. Raises: ConfigError."""
+    from fl_tiny import config, statedir
+    from fl_tiny.device.codefile import read_code
+    from fl_tiny.errors import ConfigError
+
+    if args.code_file is not None:
+        return read_code(args.code_file)
+    if args.code is None:
+        found = config.load(args.dir / statedir.SETTINGS, config.DeviceSettings).pairing_code
+        if found is None:
+            raise ConfigError("no pairing code is given", hint="--code, --code-file, or pairing_code in the settings")
+        return found
+    if args.code == "-":
         return sys.stdin.read(1024)
+    text: str = args.code
     return read_code(Path(text[1:])) if text.startswith("@") else text
-
-
-def read_code(path: Path) -> str:
-    """The code in a file, which may be a card's fl-tiny.toml. Raises: DataError."""
-    from fl_tiny.errors import DataError
-
-    try:
-        with path.open(encoding="utf-8") as file:
-            found = file.read(4096)
-    except (OSError, UnicodeDecodeError) as cause:
-        raise DataError(f"cannot read the code from {path}: {cause}") from cause
-    start = found.find("FL1:")
-    return found[start:].split('"')[0].split("\n")[0] if start >= 0 else found

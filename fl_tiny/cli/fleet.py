@@ -154,7 +154,7 @@ def _codes(args: argparse.Namespace) -> Callable[[], str]:
 
 def _cards(folder: Path) -> Iterator[str]:
     """The codes of cards, each card erased when its code is given away. Raises: DataError when there are no more."""
-    from fl_tiny.cli.device import read_code
+    from fl_tiny.device.codefile import read_code
     from fl_tiny.errors import DataError
 
     for card in sorted(folder.glob("*/fl-tiny.toml")):

@@ -63,7 +63,7 @@ def add(parent: Any) -> None:
     p.add_argument("dir", type=Path)
     running_option(p)
     doctor.add(sub, "gateway", "gw")
-    for name, run_it in (("revoke", revoke), ("forget", forget)):
+    for name, run_it in (("revoke", revoke), ("release", release), ("forget", forget)):
         p = command(sub, name, run_it, f"fl-tiny gateway {name} gw kitchen")
         p.add_argument("dir", type=Path)
         p.add_argument("device", help="an id, a unique prefix of one, or a name")
@@ -209,6 +209,19 @@ def revoke(args: argparse.Namespace) -> None:
     device = setup.find_device(store, args.device)
     store.revoke(device.did)
     show(args, {"id": device.did.hex(), "state": "revoked"}, f"{device.did.hex()} is revoked")
+
+
+def release(args: argparse.Namespace) -> None:
+    """Take a device out of quarantine, once there is one of it."""
+    from fl_tiny.errors import ConfigError
+    from fl_tiny.gateway import identity, setup
+
+    store = _store(args.dir)
+    device = setup.find_device(store, args.device)
+    if device.state != "quarantined":
+        raise ConfigError(f"{device.did.hex()} is {device.state}, not in quarantine")
+    identity.release(store, device.did)
+    show(args, {"id": device.did.hex(), "state": "active"}, f"{device.did.hex()} is active")
 
 
 def forget(args: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import os
 import random
 import time
 from collections.abc import Callable
@@ -18,8 +19,9 @@ from fl_tiny import config, notify, statedir
 from fl_tiny.device import budget, job, slots
 from fl_tiny.device.child import Child, Word
 from fl_tiny.device.enrol import DEFAULT_PORT
-from fl_tiny.device.layout import DEVICE_KEY, PSK
+from fl_tiny.device.layout import DEVICE_KEY
 from fl_tiny.device.link import Link
+from fl_tiny.device.newkey import open_link, take_places
 from fl_tiny.device.store import DeviceStore, Journal, Kept, floats_to_bytes
 from fl_tiny.device.upgrade import Upgrade
 from fl_tiny.errors import EnvironmentFault, RemoteError
@@ -46,7 +48,11 @@ class Agent:
         self._store.check()
         self._emit = emit
         self._did: bytes = self._store.get("did")
+        take_places(directory, self._store)
         self._seed = statedir.read_secret(directory, DEVICE_KEY)
+        self._boots = (self._store.get("boots") or 0) + 1
+        self._boot = os.urandom(8)  # which start this is: a copy of DIR makes another
+        self._store.put(boots=self._boots)
         self._upgrade = Upgrade(directory, self._store, emit)
         self._read_manifest()
         owes = self._store.journal() is not None
@@ -104,10 +110,17 @@ class Agent:
 
     async def _connect(self) -> Link:
         where = self._settings.gateway or self._store.get("gateway")
-        psk = statedir.read_secret(self._directory, PSK)
         address = config.address(where, DEFAULT_PORT)
-        link = await Link.open(address, self._did.hex(), psk, lan_timing=self._settings.lan_timing)
-        await link.register(self._did)
+        link = await open_link(self._directory, self._store, self._settings, address)
+        self._seed = statedir.read_secret(self._directory, DEVICE_KEY)
+        try:
+            await link.register(self._did, self._boots, self._boot)
+        except RemoteError as fault:
+            self._store.put(trouble=fault.what)
+            await link.close()
+            raise
+        if self._store.get("trouble"):
+            self._store.put(trouble="")
         self._upgrade.connected()
         self._emit("connected", {"gateway": where})
         log.info("connected gateway=%s", where)

@@ -46,11 +46,14 @@ def enrolled(directory: Path) -> EnrolledAs | None:
         store.close()
 
 
-async def enrol(directory: Path, code_text: str, gateway: str | None, name: str | None) -> EnrolledAs:
+async def enrol(
+    directory: Path, code_text: str, gateway: str | None, name: str | None, model_key: str | None = None
+) -> EnrolledAs:
     """Enrol DIR. Every step may be cut: the same code and DIR go on where they were.
 
+    model_key: SHA-256 of the key that signs models, hexadecimal; None: the setting, else the gateway's word.
     Raises: ConfigError when DIR is enrolled already or no gateway is known; RemoteError when the code is wrong, used
-    or expired, or nobody answers; EnvironmentFault.
+    or expired, nobody answers, or the model key is another; EnvironmentFault.
     """
     settings = config.load(directory / statedir.SETTINGS, config.DeviceSettings)
     if enrolled(directory):
@@ -73,16 +76,21 @@ async def enrol(directory: Path, code_text: str, gateway: str | None, name: str 
         await link.close()
     if told.did != signed.device_id(signed.public_key(seed)):
         raise RemoteError("the gateway gave an id that is not this key's", code=wire.Code.SIGNATURE)
+    pinned = model_key or settings.model_key
+    found = signed.digest(told.model_pk).hex()
+    if pinned and pinned.lower() != found:
+        why = f"the gateway's model key is {found}, not {pinned.lower()}"
+        raise RemoteError(why, "is this the fleet you mean?", wire.Code.SIGNATURE)
     statedir.write_secret(directory, PSK, told.psk)
     link = await Link.open(address, told.did.hex(), told.psk, lan_timing=settings.lan_timing)
     try:
         await link.register(told.did)
-        return await _fetch(directory, link, told, where)
+        return await _fetch(directory, link, told, where, pinned=bool(pinned))
     finally:
         await link.close()
 
 
-async def _fetch(directory: Path, link: Link, told: wire.Enrolled, where: str) -> EnrolledAs:
+async def _fetch(directory: Path, link: Link, told: wire.Enrolled, where: str, *, pinned: bool) -> EnrolledAs:
     _, model = await link.model(told.model_pk)
     digest = hashlib.sha256(signed.payload_of(model.signed)).digest()
     head = await link.head(digest, model.manifest.body_size, told.gateway_pk)
@@ -100,6 +108,7 @@ async def _fetch(directory: Path, link: Link, told: wire.Enrolled, where: str) -
         gateway_pk=told.gateway_pk,
         model_pk=told.model_pk,
         manifest=model.signed,
+        model_pinned=int(pinned),
         enrolled=1,
     )
     store.close()

@@ -10,6 +10,7 @@ from fl_tiny.device.store import HeldHead
 from fl_tiny.errors import MalformedMessage, RemoteError
 from fl_tiny.net.coap import Client, Response
 from fl_tiny.protocol import problem, signed, wire
+from fl_tiny.protocol.rekey import Rekeyed
 
 CBOR, COSE, OCTETS = 60, 18, 42
 MODEL_LIMIT = 64 << 20
@@ -48,10 +49,14 @@ class Link:
         answer = await self._ask("POST", ("e",), signed.sign(wire.encode(enrol), seed, binding=binding), COSE)
         return wire.decode(wire.Enrolled, answer.payload)
 
-    async def register(self, did: bytes) -> wire.Registered:
-        """Say who has come."""
-        answer = await self._ask("POST", ("d",), wire.encode(wire.Register(did, (wire.VERSION,))), CBOR)
-        return wire.decode(wire.Registered, answer.payload)
+    async def register(self, did: bytes, boots: int | None = None, boot: bytes | None = None) -> wire.Registered:
+        """Say who has come. boots, boot: as in ``wire.Register``; a daemon says them."""
+        register = wire.Register(did, (wire.VERSION,), boots, boot)
+        return wire.decode(wire.Registered, (await self._ask("POST", ("d",), wire.encode(register), CBOR)).payload)
+
+    async def rekey(self, message: bytes) -> Rekeyed:
+        """Ask for a PSK that goes with a new key."""
+        return wire.decode(Rekeyed, (await self._ask("POST", ("k",), message, COSE)).payload)
 
     async def heartbeat(self, beat: wire.Heartbeat) -> wire.Next:
         """A sign of life; the answer says what to do next."""

@@ -7,13 +7,17 @@ import base64
 import hashlib
 import logging
 import os
+import time
 from collections.abc import Callable
 
 from fl_tiny.errors import EnvironmentFault, FlTinyError, RemoteError
+from fl_tiny.gateway.identity import device_of
 from fl_tiny.gateway.service import Gateway, raise_refusal
 from fl_tiny.gateway.tables import Device, Entry, Version
 from fl_tiny.net.coap import Request, Response
 from fl_tiny.protocol import problem, signed, wire
+from fl_tiny.protocol.pairing import PAIR
+from fl_tiny.protocol.rekey import NEXT, Rekeyed, checked
 from fl_tiny.protocol.rounds import Answered, Submitting
 from fl_tiny.protocol.wire import Code
 
@@ -22,7 +26,7 @@ log = logging.getLogger(__name__)
 CBOR, COSE, OCTETS, LINKS, PROBLEM = 60, 18, 42, 40, 257  # content formats (docs/protocol.md, "Resources")
 NOT_FOUND, NOT_ALLOWED, UNAUTHORISED = "4.04", "4.05", "4.01"
 DIRECTORY = '</d>;rt="fl.device";ct=60,</m>;rt="fl.head";ct=18,</o>;rt="fl.offer";ct=60,</u>;rt="fl.update"'
-PAIR, PEER = "pair:", "peer:"
+PEER = "peer:"
 
 Resource = Callable[[Request, Device], Response]
 
@@ -33,6 +37,7 @@ class Resources:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._store = gateway.store
+        self._identities = gateway.identities
         self.refused = 0
         self._table: dict[tuple[str, str], Resource] = {
             ("POST", "d"): self._register,
@@ -43,17 +48,17 @@ class Resources:
             ("PUT", "u"): self._chunk,
             ("GET", "u"): self._held,
             ("POST", "u"): self._finalise,
+            ("POST", "k"): self._rekey,
         }
 
     def key_of(self, identity: str) -> bytes | None:
         """The PSK of an identity, or None: what the DTLS front door asks."""
         if identity.startswith(PAIR):
-            code = self._store.pairing(_hex(identity[len(PAIR) :]))
+            code = self._store.pairing(device_of(identity[len(PAIR) :]))
             return code.secret if code else None
         if identity.startswith(PEER):
             return self._store.peer(identity[len(PEER) :])
-        device = self._store.device(_hex(identity))
-        return device.psk if device and device.state != "revoked" else None
+        return self._identities.key_of(identity)
 
     async def handle(self, request: Request) -> Response:
         """The response to one request; a refusal is a counted 4.xx with a problem body, never an exception."""
@@ -79,7 +84,7 @@ class Resources:
         first = request.path[0] if request.path else ""
         resource = self._table.get((request.method, first))
         if resource is None or (first != "u" and len(request.path) > 1):
-            return _refusal(NOT_ALLOWED if first in ("d", "o", "u") else NOT_FOUND, "no such resource")
+            return _refusal(NOT_ALLOWED if first in ("d", "o", "u", "k") else NOT_FOUND, "no such resource")
         return resource(request, self._active(request))
 
     def _for_newcomer(self, request: Request) -> Response:
@@ -95,10 +100,12 @@ class Resources:
         return Response("2.05", wire.encode(wire.Own("peer", self._gateway.head.number)), CBOR)
 
     def _active(self, request: Request) -> Device:
-        device = self._store.device(_hex(request.identity))
+        device = self._store.device(device_of(request.identity))
         if device is None or device.state == "revoked":
             request.session.close()
             raise RemoteError("this device is revoked", code=Code.REVOKED)
+        if device.state == "quarantined":
+            raise RemoteError(*self._identities.trouble(device.did))
         if device.state != "active" and (request.method, request.path) != ("POST", ("d",)):
             raise RemoteError("register first", code=Code.PHASE)
         return device
@@ -114,7 +121,9 @@ class Resources:
         if known is not None and known.state == "revoked":
             raise RemoteError("this device is revoked", code=Code.REVOKED)
         psk = os.urandom(32)
-        self._store.enrol(_hex(request.identity[len(PAIR) :]), did, enrol.pk, psk, enrol.name)
+        self._store.enrol(device_of(request.identity[len(PAIR) :]), did, enrol.pk, psk, enrol.name)
+        self._identities.enrolled(did, time.monotonic())
+        self._gateway.models.forget(did)
         log.info("device enrolled device=%s name=%s", did.hex()[:8], enrol.name)
         enrolled = wire.Enrolled(did, psk, self._store.get("gateway_pk"), self._store.get("model_pk"))
         return Response("2.04", wire.encode(enrolled), CBOR)
@@ -125,10 +134,18 @@ class Resources:
             raise RemoteError("registered under another id", code=Code.SIGNATURE)
         if wire.VERSION not in register.versions:
             raise RemoteError(f"this gateway speaks version {wire.VERSION}", code=Code.VERSION)
+        self._identities.started(device, register)
         if device.state == "pending":
             self._store.activate(device.did)
+        if request.identity.startswith(NEXT):
+            self._identities.use_new_key(device.did)
         told = self._gateway.registered(device)
         return Response("2.04", wire.encode(wire.Registered(wire.VERSION, told.poll_ms, told.epoch)), CBOR)
+
+    def _rekey(self, request: Request, device: Device) -> Response:
+        asked = checked(request.payload, device.did, device.pk)
+        psk = self._identities.rekey(device, asked)
+        return Response("2.04", wire.encode(Rekeyed(asked.gen, psk)), CBOR)
 
     def _heartbeat(self, request: Request, device: Device) -> Response:
         beat = wire.decode(wire.Heartbeat, request.payload)
@@ -238,13 +255,6 @@ class Resources:
 def _refusal(coap_code: str, why: str, code: Code = Code.NONE) -> Response:
     body: FlTinyError = RemoteError(why, code=code)
     return Response(coap_code, problem.encode(body), PROBLEM)
-
-
-def _hex(text: str) -> bytes:
-    try:
-        return bytes.fromhex(text)
-    except ValueError:
-        return b""
 
 
 def _sid(request: Request) -> tuple[str, bytes]:

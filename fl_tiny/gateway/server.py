@@ -19,6 +19,7 @@ from fl_tiny.gateway.setup import GATEWAY_KEY
 from fl_tiny.gateway.store import Store
 from fl_tiny.gateway.strategies import strategy_named
 from fl_tiny.net.coap import Limits, Server
+from fl_tiny.protocol.rekey import NEXT
 from fl_tiny.protocol.rounds import RoundSettings
 from fl_tiny.protocol.strategy import Options
 from fl_tiny.protocol.wire import Train
@@ -86,7 +87,14 @@ async def _serve(
     limits = Limits(
         handshakes_per_s=settings.handshakes_per_s, pairings_per_s=settings.handshakes_per_s, sessions=MAX_SESSIONS
     )
-    server = await Server.start(resources.handle, resources.key_of, settings.bind, limits=limits)
+    wrong = gateway.identities.wrong_key
+    server = await Server.start(resources.handle, resources.key_of, settings.bind, limits=limits, on_wrong_key=wrong)
+
+    def cut(did: bytes) -> None:
+        server.drop_identity(did.hex())
+        server.drop_identity(NEXT + did.hex())
+
+    gateway.cut = cut
     web = None
     try:
         store.put(uri=server.uri, bound=_bound(settings.bind, server.port))

@@ -15,6 +15,7 @@ from typing import Any
 from fl_tiny.errors import DataError, RemoteError
 from fl_tiny.gateway import forget
 from fl_tiny.gateway.gather import Changes, ExactStart, Gathering, Grams, Kind, make_version, train_behind
+from fl_tiny.gateway.identity import OUT, Identities
 from fl_tiny.gateway.models import Models
 from fl_tiny.gateway.store import HINT, Store
 from fl_tiny.gateway.tables import Device, Entry, OpenRound, Version
@@ -91,6 +92,9 @@ class Gateway:
     ) -> None:
         self.store = store
         self.models = models
+        self.identities = Identities(store)
+        self.cut: Callable[[bytes], None] = lambda did: None  # ends a device's session
+        self._out: set[bytes] = set()  # whose sessions have been ended
         self.settings = settings
         self.train = train
         self.strategy = strategy or FedAvg()
@@ -200,8 +204,12 @@ class Gateway:
         self.handle(Delivered(entry.did))
 
     def drop_revoked(self) -> None:
-        """A command beside us may have revoked devices: take them and their updates out of the open round."""
-        revoked = {d.did for d in self.store.devices() if d.state == "revoked"} & set(self.presence)
+        """Devices may have been revoked, or put in quarantine: out with their sessions, and with their updates."""
+        out = {d.did for d in self.store.devices() if d.state in OUT}
+        for did in out - self._out:
+            self.cut(did)
+        self._out = out
+        revoked = out & set(self.presence)
         if not revoked:
             return
         for did in revoked:
@@ -221,6 +229,7 @@ class Gateway:
             self._forget()
             self._roll_out()
             self.drop_revoked()
+            self.identities.tick(now)
             self._write_off(now)
             if self.rounds.rid is None and self._may_open(now):
                 self._open(now)

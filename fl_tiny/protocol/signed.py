@@ -71,6 +71,19 @@ def verify(message: bytes, pk: bytes, *, binding: bytes = b"") -> bytes:
     return payload
 
 
+def bare_signature(statement: bytes, seed: bytes) -> bytes:
+    """An Ed25519 signature (64 B) of a statement that says itself what it is for."""
+    return crypto_sign(statement, crypto_sign_seed_keypair(seed)[1])[:SIGNATURE_BYTES]
+
+
+def check_bare(statement: bytes, signature: bytes, pk: bytes) -> None:
+    """Raises: RemoteError with Code.SIGNATURE when ``pk`` did not sign the statement."""
+    try:
+        crypto_sign_open(signature + statement, pk)
+    except (BadSignatureError, ValueError) as cause:
+        raise RemoteError("a signature does not fit its statement and key", code=Code.SIGNATURE) from cause
+
+
 def _parts(message: bytes) -> tuple[bytes, bytes]:
     value = cbor.decode(message, tag=COSE_SIGN1)
     match value:

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who a device is, beyond its key: wrong tries at codes, enrolments left half-way, copies of a device, new keys."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from fl_tiny.errors import RemoteError
+from fl_tiny.gateway.store import Store
+from fl_tiny.gateway.tables import Device
+from fl_tiny.protocol import wire
+from fl_tiny.protocol.pairing import PAIR
+from fl_tiny.protocol.rekey import NEXT, Rekey
+from fl_tiny.protocol.wire import Code, Status
+
+log = logging.getLogger(__name__)
+
+WRONG_TRIES = 5  # with another secret; then a pairing code is burnt
+PENDING_S = 60.0  # from `enrol` to the first `register`
+OUT = ("quarantined", "revoked")  # states in which a device takes no part
+TWO_COPIES = "two copies of this device are in use"
+OLDER_STATE = "its state is older than what this gateway has seen of it: a restored image?"
+
+
+class Identities:
+    """One fleet's identities; ``now`` is ``time.monotonic()``."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._pending: dict[bytes, float] = {}
+
+    def key_of(self, identity: str) -> bytes | None:
+        """The PSK of a device's identity, the one it is to use next included."""
+        if identity.startswith(NEXT):
+            rows = self._store.rows("SELECT psk FROM rekey WHERE did=?", device_of(identity))
+            device = self._store.device(device_of(identity))
+            return rows[0][0] if rows and device is not None and device.state != "revoked" else None
+        device = self._store.device(device_of(identity))
+        return device.psk if device and device.state != "revoked" else None
+
+    def wrong_key(self, identity: str) -> None:
+        """A handshake used another key than the identity's: five of them burn a pairing code."""
+        if not identity.startswith(PAIR):
+            log.info("wrong key identity=%s", identity[:40])
+            return
+        token = _hex(identity[len(PAIR) :])
+        if self._store.pairing(token) is None:
+            return
+        with self._store.write() as db:
+            db.execute(
+                "INSERT INTO wrong VALUES(?,1) ON CONFLICT(token) DO UPDATE SET tries=tries+1",
+                (token,),
+            )
+            tries = db.execute("SELECT tries FROM wrong WHERE token=?", (token,)).fetchone()[0]
+            if tries >= WRONG_TRIES:
+                db.execute("DELETE FROM pairing WHERE token=?", (token,))
+                db.execute("DELETE FROM wrong WHERE token=?", (token,))
+        log.warning("pairing code tried with a wrong secret tries=%d burnt=%s", tries, tries >= WRONG_TRIES)
+
+    def enrolled(self, did: bytes, now: float) -> None:
+        """A device has enrolled, perhaps anew: what was known of its starts and keys is void."""
+        self._pending[did] = now
+        with self._store.write() as db:
+            for table in ("boot", "rekey"):
+                db.execute(f"DELETE FROM {table} WHERE did=?", (did,))  # noqa: S608 - ours alone
+
+    def tick(self, now: float) -> None:
+        """Drop devices that have been pending for too long; they may use their code again."""
+        pending = {row[0] for row in self._store.rows("SELECT did FROM device WHERE state='pending'")}
+        for did in set(self._pending) - pending:
+            del self._pending[did]
+        for did in pending:
+            if now - self._pending.setdefault(did, now) > PENDING_S:
+                with self._store.write() as db:
+                    db.execute("DELETE FROM device WHERE did=? AND state='pending'", (did,))
+                del self._pending[did]
+                log.warning("enrolment given up device=%s: it did not register in %.0f s", did.hex()[:8], PENDING_S)
+
+    def started(self, device: Device, register: wire.Register) -> None:
+        """A device has come: look whether it may be a copy. Raises: RemoteError when it is put, or is, in quarantine.
+
+        A start never returns to an earlier boot id, nor has it the number of another; an older image counts less.
+        """
+        if device.state == "quarantined":
+            raise RemoteError(*self.trouble(device.did))
+        if register.boots is None or register.boot is None:
+            return
+        rows = self._store.rows("SELECT boots, boot, before FROM boot WHERE did=?", device.did)
+        boots, boot, before = rows[0] if rows else (-1, b"", b"")
+        if register.boot == boot:
+            return
+        if register.boot == before or register.boots == boots:
+            self._quarantine(device.did, TWO_COPIES, Code.QUARANTINED)
+        if register.boots < boots:
+            self._quarantine(device.did, OLDER_STATE, Code.RESTORED)
+        with self._store.write() as db:
+            row = (device.did, register.boots, register.boot, boot)
+            db.execute("INSERT OR REPLACE INTO boot(did, boots, boot, before) VALUES(?,?,?,?)", row)
+
+    def trouble(self, did: bytes) -> tuple[str, str, Code]:
+        """Why a device is in quarantine: a sentence, a hint, a problem code."""
+        rows = self._store.rows("SELECT why FROM boot WHERE did=?", did)
+        why = (rows[0][0] if rows else None) or TWO_COPIES
+        code = Code.RESTORED if why == OLDER_STATE else Code.QUARANTINED
+        return why, "fl-tiny gateway release DIR DEVICE, once there is one of it", code
+
+    def rekey(self, device: Device, asked: Rekey) -> bytes:
+        """Keep a device's new key, not in use yet, and give a new PSK. The same may be asked again.
+
+        Raises: RemoteError with Code.CONFLICT for another generation, or a key that another device has.
+        """
+        rows = self._store.rows("SELECT gen FROM rekey WHERE did=?", device.did)
+        gen = rows[0][0] if rows else 0
+        if asked.gen != gen + 1:
+            raise RemoteError(f"generation {asked.gen}, {gen + 1} is the next", code=Code.CONFLICT)
+        if self._store.rows("SELECT 1 FROM device WHERE pk=?", asked.pk):
+            raise RemoteError("this key is in use", code=Code.CONFLICT)
+        psk = os.urandom(32)
+        with self._store.write() as db:
+            db.execute("INSERT OR REPLACE INTO rekey VALUES(?,?,?,?)", (device.did, gen, asked.pk, psk))
+        return psk
+
+    def use_new_key(self, did: bytes) -> None:
+        """A device has registered with its new PSK: key and PSK are the new ones, and the old ones open nothing."""
+        with self._store.write() as db:
+            found = db.execute("SELECT pk, psk FROM rekey WHERE did=? AND psk IS NOT NULL", (did,)).fetchone()
+            if found is None:
+                return
+            db.execute("UPDATE device SET pk=?, psk=? WHERE did=?", (*found, did))
+            db.execute("UPDATE rekey SET gen=gen+1, pk=NULL, psk=NULL WHERE did=?", (did,))
+        log.info("device has a new key device=%s", did.hex()[:8])
+
+    def _quarantine(self, did: bytes, why: str, code: Code) -> None:
+        with self._store.write() as db:
+            db.execute("UPDATE device SET state='quarantined' WHERE did=? AND state!='revoked'", (did,))
+            db.execute("UPDATE boot SET why=? WHERE did=?", (why, did))
+            db.execute(
+                "UPDATE ledger SET status=?, codes=NULL WHERE did=? AND consumed_by IS NULL",
+                (Status.REJECTED.value, did),
+            )
+        log.warning("quarantine device=%s code=%d why=%r", did.hex()[:8], code, why)
+        raise RemoteError(*self.trouble(did))
+
+
+def release(store: Store, did: bytes) -> None:
+    """Take a device out of quarantine; its next start begins a new count."""
+    with store.write() as db:
+        db.execute("UPDATE device SET state='active' WHERE did=? AND state='quarantined'", (did,))
+        db.execute("DELETE FROM boot WHERE did=?", (did,))
+
+
+def device_of(identity: str) -> bytes:
+    """The id of the device that a PSK identity names."""
+    return _hex(identity[len(NEXT) :] if identity.startswith(NEXT) else identity)
+
+
+def _hex(text: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        return b""
