@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,16 @@ def write_secret(directory: Path, name: str, data: bytes) -> None:
 def read_secret(directory: Path, name: str) -> bytes:
     """A secret of DIR. Raises: ConfigError when others may read it; EnvironmentFault when it is not there."""
     return read_private(directory / SECRET / name)
+
+
+def check_modes(directory: Path) -> None:
+    """Raises: ConfigError when others may look into DIR/secret or DIR/state.db, which hold keys; asked at a start."""
+    for path, wanted in ((directory / SECRET, 0o700), (directory / DATABASE, 0o600)):
+        if path.is_symlink():
+            raise ConfigError(f"{path} is a link; keys lie in DIR itself", hint=f"move what it points to to {path}")
+        mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else wanted
+        if mode & 0o077:
+            raise ConfigError(f"{path} has mode {mode:04o}; it wants {wanted:04o}", hint=f"chmod {wanted:o} {path}")
 
 
 def act_as_owner(directory: Path) -> None:

@@ -88,6 +88,7 @@ def run(args: argparse.Namespace) -> None:
         from fl_tiny.device.runtimes import chosen
 
         chosen(args.runtime)  # rounds train on stored features; what is named is for what stores and predicts
+    statedir.check_modes(args.dir)
     with statedir.locked(args.dir):
         agent = Agent(args.dir, events(args), background=args.background)
         asyncio.run(_until_signal(agent.run(once=args.once, rounds=args.rounds)))

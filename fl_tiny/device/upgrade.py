@@ -22,6 +22,8 @@ from fl_tiny.protocol.wire import Code
 
 log = logging.getLogger(__name__)
 
+DEATHS = 3  # of the child, until they are the model's doing
+
 
 @dataclass(frozen=True, slots=True)
 class Trial:
@@ -40,6 +42,7 @@ class Upgrade:
         self._directory, self._store, self._emit = directory, store, emit
         self.trial: Trial | None = None
         self._told = False  # the gateway knows of our refusal, in this session
+        self._deaths = 0
         self.damaged = slots.boot(directory, store) is slots.Boot.FETCH
         if store.get("tries") is not None:
             self._confirm_next()
@@ -102,7 +105,16 @@ class Upgrade:
         return True
 
     def failed(self, why: str) -> bool:
-        """The child has died of a trial; as ``tried``."""
+        """The child has died in a trial, or of it; as ``tried``.
+
+        A board that is short of memory kills it too, so it is the third death that counts.
+        """
+        self._deaths += 1
+        if self._deaths < DEATHS:
+            log.warning("trial cut short why=%r", why)
+            self.trial = self.trial if self.trial is not None and self.trial.confirm else None
+            return False
+        self._deaths = 0
         return self.tried(Tried(int(Code.CANARY), f"the trial failed: {why}"[:128]))
 
     async def _fetch(self, link: Link) -> Trial | None:

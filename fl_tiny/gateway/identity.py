@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 
 from fl_tiny.errors import RemoteError
@@ -18,6 +19,7 @@ log = logging.getLogger(__name__)
 
 WRONG_TRIES = 5  # with another secret; then a pairing code is burnt
 PENDING_S = 60.0  # from `enrol` to the first `register`
+TELL_S = 0.8  # a device that has just been revoked may ask so long, and is told
 OUT = ("quarantined", "revoked")  # states in which a device takes no part
 TWO_COPIES = "two copies of this device are in use"
 OLDER_STATE = "its state is older than what this gateway has seen of it: a restored image?"
@@ -29,6 +31,7 @@ class Identities:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._pending: dict[bytes, float] = {}
+        self._out: dict[bytes, float] = {}  # since when we know of it
 
     def key_of(self, identity: str) -> bytes | None:
         """The PSK of a device's identity, the one it is to use next included."""
@@ -76,6 +79,25 @@ class Identities:
                     db.execute("DELETE FROM device WHERE did=? AND state='pending'", (did,))
                 del self._pending[did]
                 log.warning("enrolment given up device=%s: it did not register in %.0f s", did.hex()[:8], PENDING_S)
+
+    @property
+    def out(self) -> set[bytes]:
+        """Who takes no part, as ``to_cut`` has found."""
+        return set(self._out)
+
+    def to_cut(self, now: float) -> list[bytes]:
+        """Who has gone out and has had the time to ask and be told why: their sessions end now."""
+        out = [d.did for d in self._store.devices() if d.state in OUT]
+        self._out = {did: self._out.get(did, now) for did in out}
+        ripe = [did for did, since in self._out.items() if TELL_S <= now - since < math.inf]
+        self._out.update(dict.fromkeys(ripe, -math.inf))  # once
+        return ripe
+
+    def updates(self, rid: bytes) -> int:
+        """How many updates of a round count, devices that have gone out left aside."""
+        query = "SELECT count(*) FROM ledger WHERE rid=? AND status=?"
+        count: int = self._store.rows(query, rid, Status.ACCEPTED.value)[0][0]
+        return count
 
     def started(self, device: Device, register: wire.Register) -> None:
         """A device has come: look whether it may be a copy. Raises: RemoteError when it is put, or is, in quarantine.

@@ -104,7 +104,7 @@ class Resources:
         if device is None or device.state == "revoked":
             request.session.close()
             raise RemoteError("this device is revoked", code=Code.REVOKED)
-        if device.state == "quarantined":
+        if device.state == "quarantined" and (request.method, request.path) != ("GET", ("d",)):
             raise RemoteError(*self._identities.trouble(device.did))
         if device.state != "active" and (request.method, request.path) != ("POST", ("d",)):
             raise RemoteError("register first", code=Code.PHASE)
@@ -152,7 +152,8 @@ class Resources:
         return Response("2.04", wire.encode(self._gateway.heard(device, beat)), CBOR)
 
     def _own(self, _request: Request, device: Device) -> Response:
-        own = wire.Own(device.state, self._store.counted(device.did), device.did)
+        why = self._identities.trouble(device.did)[0] if device.state == "quarantined" else None
+        own = wire.Own(device.state, self._store.counted(device.did), device.did, why)
         return Response("2.05", wire.encode(own), CBOR)
 
     # ---- models and heads -----------------------------------------------------------------------------------

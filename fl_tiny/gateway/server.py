@@ -58,6 +58,7 @@ def run(directory: Path, options: RunOptions, emit: Emit) -> bool:
     settings = replace(config.load(directory / statedir.SETTINGS, config.GatewaySettings), **chosen)
     settings = replace(settings, bind=_bound(settings.bind, config.address(settings.bind, 5684)[1]))
     store = Store.open(directory / statedir.DATABASE)
+    statedir.check_modes(directory)
     with statedir.locked(directory):
         return asyncio.run(_serve(directory, store, settings, options.rounds, emit))
 

@@ -15,7 +15,7 @@ from typing import Any
 from fl_tiny.errors import DataError, RemoteError
 from fl_tiny.gateway import forget
 from fl_tiny.gateway.gather import Changes, ExactStart, Gathering, Grams, Kind, make_version, train_behind
-from fl_tiny.gateway.identity import OUT, Identities
+from fl_tiny.gateway.identity import Identities
 from fl_tiny.gateway.models import Models
 from fl_tiny.gateway.store import HINT, Store
 from fl_tiny.gateway.tables import Device, Entry, OpenRound, Version
@@ -94,7 +94,6 @@ class Gateway:
         self.models = models
         self.identities = Identities(store)
         self.cut: Callable[[bytes], None] = lambda did: None  # ends a device's session
-        self._out: set[bytes] = set()  # whose sessions have been ended
         self.settings = settings
         self.train = train
         self.strategy = strategy or FedAvg()
@@ -205,11 +204,9 @@ class Gateway:
 
     def drop_revoked(self) -> None:
         """Devices may have been revoked, or put in quarantine: out with their sessions, and with their updates."""
-        out = {d.did for d in self.store.devices() if d.state in OUT}
-        for did in out - self._out:
+        for did in self.identities.to_cut(time.monotonic()):
             self.cut(did)
-        self._out = out
-        revoked = out & set(self.presence)
+        revoked = self.identities.out & set(self.presence)
         if not revoked:
             return
         for did in revoked:
@@ -307,15 +304,22 @@ class Gateway:
                 self._next_open = now + self.settings.interval_s
                 opened = self.store.opened()
                 assert opened is not None
-                if isinstance(action, Publish):
+                if isinstance(action, Publish) and self._recounted(opened.rid):
                     self._publish(opened.rid, now - self._opened_at)
                 else:
+                    why = "no update was left" if isinstance(action, Publish) else action.why
                     self._next_open = max(self._next_open, now + RETRY_S)
-                    self.store.abort(opened.rid, action.why, now - self._opened_at)
-                    self.emit("round", {"number": opened.number, "state": "aborted", "why": action.why})
-                    log.info("round aborted number=%d why=%r", opened.number, action.why)
+                    self.store.abort(opened.rid, why, now - self._opened_at)
+                    self.emit("round", {"number": opened.number, "state": "aborted", "why": why})
+                    log.info("round aborted number=%d why=%r", opened.number, why)
                 self.uploads.clear()
                 self._wake.set()
+
+    def _recounted(self, rid: bytes) -> bool:
+        """Is there an update to publish? One whose device went out a moment ago leaves the sum first."""
+        if self.identities.updates(rid) != self.gathering.updates:
+            self.gathering = self._gathered(rid)
+        return self.gathering.updates > 0
 
     def _publish(self, rid: bytes, seconds: float) -> None:
         gathered = self.gathering

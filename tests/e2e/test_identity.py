@@ -110,7 +110,7 @@ def test_a_revoked_device_loses_its_idle_session_within_seconds(fleet: Fleet) ->
         return took, kept
 
     took, kept = asyncio.run(idle())
-    assert took < 3, "the command itself takes a part of it"
+    assert took < 4, "the command itself takes a part of it"
     assert kept
 
 

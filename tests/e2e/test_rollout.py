@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -133,3 +137,28 @@ def new_model_through_a_fleet(rollout: Rollout, count: int, patience: float = PA
     assert exported["round"] and open_backbone((rollout.root / "x.tflite").read_bytes())
     assert [stop(run) for run in runs] == [0] * count and stop(gateway) == 0
     assert Store.open(fleet.gw / "state.db").faults() == []
+
+
+def test_a_damaged_model_without_another_is_fetched_again(fleet: Fleet) -> None:
+    fleet.gateway("--interval", 3600)
+    directory = fleet.device("d", samples=0)
+    base = directory / "model/base.tflite"
+    good = base.read_bytes()
+    base.write_bytes(good[:1000] + bytes([good[1000] ^ 4]) + good[1001:])
+    assert "not the fleet's" in next(
+        row["detail"] for row in doctor(directory) if row["check"] == "model" and row["state"] == "fail"
+    )
+    run = fleet.run(directory)
+    run.event("connected")
+    until = time.monotonic() + 30
+    while base.read_bytes() != good:
+        assert time.monotonic() < until, "".join(run.log)
+        time.sleep(0.1)
+    assert stop(run) == 0
+    assert next(row["state"] for row in doctor(directory) if row["check"] == "model") == "ok"
+
+
+def doctor(directory: Path) -> list[dict[str, str]]:
+    words = [sys.executable, "-m", "fl_tiny", "device", "doctor", str(directory), "--json"]
+    found: list[dict[str, str]] = json.loads(subprocess.run(words, capture_output=True, check=False).stdout)
+    return found

@@ -15,6 +15,8 @@ from inprocess import enrolled, running
 
 from fl_tiny import config, statedir
 from fl_tiny.device import newkey
+from fl_tiny.device.enrol import enrol
+from fl_tiny.device.enrol import enrolled as enrolled_as
 from fl_tiny.device.link import Link
 from fl_tiny.device.store import DeviceStore
 from fl_tiny.errors import EnvironmentFault, RemoteError
@@ -140,6 +142,75 @@ def test_starts_tell_copies_from_restarts(gw: Path, name: str) -> None:
         assert setup.device_rows(store)[0]["trouble"] is None
 
 
+# ---- enrolment ------------------------------------------------------------------------------------------------
+
+MOMENTS = {  # where `device enroll` is cut, and whether behind the step
+    "before the key is written": ("write_secret", 1, False),
+    "behind it": ("write_secret", 1, True),
+    "before the question": ("enrol", 1, False),
+    "its answer is lost": ("enrol", 1, True),
+    "before the PSK is written": ("write_secret", 2, False),
+    "behind the PSK": ("write_secret", 2, True),
+    "before it registers": ("register", 1, False),
+    "the answer to that is lost": ("register", 1, True),
+    "before the model": ("model", 1, False),
+    "behind the model": ("model", 1, True),
+    "behind the head": ("put_head", 1, True),
+    "before it is done": ("put", 1, False),
+    "when it is done": ("put", 1, True),
+}
+
+
+async def cut_enrolment(gw: Path, server: Server, device: Path, name: str) -> tuple[str, str]:
+    """Cut an enrolment there; its code, and where the gateway is."""
+    code, where = setup.new_codes(gw, 1, 600)[0], f"127.0.0.1:{server.port}"
+    what, nth, behind = MOMENTS[name]
+    with pytest.MonkeyPatch.context() as patched:
+        cut(patched, what, nth, behind=behind)
+        with pytest.raises(Cut):
+            await enrol(device, code, where, None)
+    return code, where
+
+
+@pytest.mark.parametrize("name", MOMENTS)
+def test_an_enrolment_cut_anywhere_is_finished_by_the_same_command(gw: Path, tmp_path: Path, name: str) -> None:
+    async def run() -> None:
+        device = tmp_path / "dev"
+        async with running(gw) as (gateway, server):
+            code, where = await cut_enrolment(gw, server, device, name)
+            if enrolled_as(device) is None:
+                gateway.identities.tick(1e9)
+                gateway.identities.tick(2e9)  # the gateway has given it up meanwhile, if it was pending
+                await enrol(device, code, where, None)
+            await opens(device, server)
+            assert [d.state for d in gateway.store.devices()] == ["active"], "one row, whatever happened"
+
+    asyncio.run(run())
+
+
+def test_a_code_that_worked_once_only_would_need_the_operator(
+    gw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The negative control: without the second chance for the same key a lost answer ends the enrolment."""
+
+    async def run() -> None:
+        async with running(gw) as (_, server):
+            code, where = await cut_enrolment(gw, server, tmp_path / "dev", "its answer is lost")
+            kept = Store.enrol
+
+            def once(store: Store, token: bytes, *rest: Any) -> None:
+                found = store.pairing(token)
+                if found is None or found.pk is not None:
+                    raise RemoteError("used", code=Code.PAIRING)
+                kept(store, token, *rest)
+
+            monkeypatch.setattr(Store, "enrol", once)
+            with pytest.raises(RemoteError):
+                await enrol(tmp_path / "dev", code, where, None)
+
+    asyncio.run(run())
+
+
 # ---- new keys -------------------------------------------------------------------------------------------------
 
 
@@ -166,8 +237,8 @@ STEPS = {  # where a device is cut in `device rekey`, and whether behind the ste
 
 def cut(patched: pytest.MonkeyPatch, what: str, nth: int, *, behind: bool) -> None:
     owner = {
-        "write_secret": statedir, "rekey": Link, "register": Link, "put": DeviceStore, "replace": Path,
-        "write": DeviceStore,
+        "write_secret": statedir, "rekey": Link, "enrol": Link, "model": Link, "register": Link,
+        "put": DeviceStore, "replace": Path, "write": DeviceStore, "put_head": DeviceStore,
     }[what]  # fmt: skip
     original, count = getattr(owner, what), 0
 
