@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What runs inside user-mode Linux: says what survived, then writes and acknowledges until the power is cut.
+
+``guest.py ROLE ROOT SYNCHRONOUS``: ROLE is ``gateway`` or ``device``, ROOT a directory on the disk that is cut. A line
+``state {...}`` comes first, then ``ack KIND NUMBER`` each time that the product would tell somebody.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from fl_tiny.device import store as device_store
+from fl_tiny.device.store import DeviceStore, HeldHead, Journal, Sample
+from fl_tiny.files import write_atomic
+from fl_tiny.gateway import store as gateway_store
+from fl_tiny.gateway.store import Store
+from fl_tiny.gateway.tables import Entry, OpenRound, Version
+
+CODES = 13_000  # bytes of an update, and of the file that is written again and again
+DEVICES = 8
+
+
+def say(line: str) -> None:
+    os.write(1, line.encode() + b"\n")
+
+
+def gateway(root: Path) -> None:
+    """Rounds of eight updates, each published; the ledger's own checks and all numbers of what is in it."""
+    store = Store.open(root / "state.db")
+    dids = [device.did for device in store.devices()]
+    head = store.head()
+    opened = store.opened()
+    held = [entry.did for entry in store.accepted(opened.rid)] if opened else []
+    say("state " + json.dumps({"faults": store.faults(), "head": head.number, "receive": count(head, held)}))
+    while True:
+        opened = store.opened()
+        if opened is None:
+            opened = OpenRound(os.urandom(8), head.number + 1, head.number, 60.0, "train")
+            store.open_round(opened)
+        here = {entry.did for entry in store.accepted(opened.rid)}
+        for did in dids:
+            if did not in here:
+                here.add(did)
+                store.receive(opened.rid, Entry(did, b"s" * 200, 3, None, None, None, None, os.urandom(CODES)))
+                say(f"ack receive {count(head, list(here))}")
+        body = os.urandom(CODES)
+        digest = hashlib.sha256(body).digest()
+        head = Version(opened.number, digest, body, b"s" * 200, b"", (1.0,), 3 * len(dids))
+        store.publish(opened.rid, head, 1.0)
+        say(f"ack head {head.number}")
+
+
+def count(head: Version, held: list[bytes]) -> int:
+    """How many updates were received in all rounds."""
+    return head.number * DEVICES + len(held)
+
+
+def device(root: Path) -> None:
+    """A device's rounds: sample, head, journal, settled; and a file that is switched."""
+    store = DeviceStore.open(root / "state.db")
+    store.check()
+    owed, path = store.journal(), root / "current.tflite"
+    number = store.head().version
+    state: dict[str, Any] = {
+        "faults": [] if path.read_bytes()[8:] == content(path) else ["current.tflite is torn"],
+        "head": number,
+        "settle": store.rounds,
+        "journal": owed.number if owed else store.get("last_round") or 0,
+        "sample": store.sample_count()[0],
+        "file": int.from_bytes(path.read_bytes()[:8], "big"),
+    }
+    say("state " + json.dumps(state))
+    while True:
+        number += 1
+        store.add_samples([Sample(os.urandom(1280), number % 4)], 100_000)
+        say(f"ack sample {store.sample_count()[0]}")
+        store.put_head(HeldHead(number, b"s" * 200, os.urandom(CODES)))
+        say(f"ack head {number}")
+        store.put_journal(Journal(number, b"s" * 200, os.urandom(CODES), b"r" * 2 * CODES, b"x" * 16))
+        say(f"ack journal {number}")
+        store.settle(b"r" * 2 * CODES, b"x" * 16, counted=True)
+        say(f"ack settle {store.rounds}")
+        start = number.to_bytes(8, "big")
+        write_atomic(path, start + content(path, start))
+        say(f"ack file {number}")
+
+
+def content(path: Path, start: bytes | None = None) -> bytes:
+    """What follows the number in the file."""
+    start = path.read_bytes()[:8] if start is None else start
+    return hashlib.shake_256(start).digest(CODES)
+
+
+def main() -> None:
+    role, root, synchronous = sys.argv[1:]
+    for module in (gateway_store, device_store):
+        pragmas = [p for p in module.PRAGMAS if not p.startswith("synchronous=")]
+        module.PRAGMAS = (*pragmas, f"synchronous={synchronous}")  # type: ignore[attr-defined]
+    {"gateway": gateway, "device": device}[role](Path(root))
+
+
+if __name__ == "__main__":
+    main()
