@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from dataclasses import dataclass
 
+from fl_tiny.device.quality import Quality
 from fl_tiny.device.store import HeldHead
 from fl_tiny.errors import MalformedMessage, RemoteError
 from fl_tiny.net.coap import Client, Response
@@ -15,6 +17,7 @@ CBOR, COSE, OCTETS = 60, 18, 42
 MODEL_LIMIT = 64 << 20
 SIGNED_LIMIT = 4096  # bytes of a signed message
 UPLOAD_TRIES = 5
+ENCODINGS = tuple(encoding.value for encoding in wire.Encoding)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,7 @@ class Link:
 
     def __init__(self, client: Client) -> None:
         self._client = client
+        self.quality = Quality()
 
     @classmethod
     async def open(cls, address: tuple[str, int], identity: str, key: bytes, *, lan_timing: bool = False) -> Link:
@@ -50,7 +54,7 @@ class Link:
 
     async def register(self, did: bytes) -> wire.Registered:
         """Say who has come."""
-        answer = await self._ask("POST", ("d",), wire.encode(wire.Register(did, (wire.VERSION,))), CBOR)
+        answer = await self._ask("POST", ("d",), wire.encode(wire.Register(did, (wire.VERSION,), ENCODINGS)), CBOR)
         return wire.decode(wire.Registered, answer.payload)
 
     async def heartbeat(self, head: int, samples: int) -> wire.Next:
@@ -110,7 +114,10 @@ class Link:
         raise RemoteError("the gateway does not take the update's chunks")
 
     async def _ask(self, method: str, path: tuple[str, ...], payload: bytes = b"", form: int | None = None) -> Response:
-        return _good(await self._client.request(method, path, payload, form))
+        sent = time.monotonic()
+        answer = await self._client.request(method, path, payload, form)
+        self.quality.took(time.monotonic() - sent)
+        return _good(answer)
 
 
 def _good(answer: Response) -> Response:

@@ -13,6 +13,7 @@ from typing import Any
 from fl_tiny import config, notify, statedir
 from fl_tiny.errors import ConfigError
 from fl_tiny.files import read_bounded
+from fl_tiny.gateway.encodings import Encodings
 from fl_tiny.gateway.resources import Resources
 from fl_tiny.gateway.service import Emit, ExactOptions, Gateway
 from fl_tiny.gateway.setup import BASE, GATEWAY_KEY, MODEL_LIMIT
@@ -41,6 +42,7 @@ class RunOptions:
     interval: float | None = None
     start: str | None = None
     strategy: str | None = None
+    encoding: str | None = None
 
 
 def run(directory: Path, options: RunOptions, emit: Emit) -> bool:
@@ -50,7 +52,7 @@ def run(directory: Path, options: RunOptions, emit: Emit) -> bool:
     """
     chosen: dict[str, Any] = {
         key: value
-        for key in ("bind", "web", "clients", "quorum", "deadline", "interval", "start", "strategy")
+        for key in ("bind", "web", "clients", "quorum", "deadline", "interval", "start", "strategy", "encoding")
         if (value := getattr(options, key)) is not None
     }
     config.check(chosen, config.GatewaySettings, "command line")
@@ -73,6 +75,7 @@ async def _serve(
         settings.max_samples,
         ExactOptions(settings.start == "exact", settings.min_samples),
         strategy_named(settings.strategy, Options(settings.server_rate, settings.server_momentum, settings.proximal)),
+        Encodings(settings.encoding, settings.kept),
     )
 
     def say(event: str, facts: dict[str, Any]) -> None:

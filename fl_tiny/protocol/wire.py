@@ -53,6 +53,17 @@ class Status(IntEnum):
     REJECTED = 4
 
 
+class Encoding(IntEnum):
+    """How a change travels (protocol/codes.py). CDDL: ``enc``."""
+
+    INT8 = 0
+    INT4 = 1
+    TOPK = 2
+
+
+BY_LINK = 3  # an offer's encoding: the device takes int8 on a good link, int4 on a bad one
+
+
 class Code(IntEnum):
     """Our problem codes (RFC 9290 body, key 65001); docs/protocol.md lists what each means."""
 
@@ -109,11 +120,15 @@ class Enrolled:
 
 @dataclass(frozen=True, slots=True)
 class Register:
-    """A device that has come: who it is and which protocol versions it speaks."""
+    """A device that has come: who it is, which protocol versions it speaks, which encodings it can send.
+
+    encodings: absent: int8 alone.
+    """
 
     KIND: ClassVar[int] = 3
     did: Annotated[bytes, Key(1, DID)]
     versions: Annotated[tuple[int, ...], Key(2, many(uint(1, U16), 1, 4))]
+    encodings: Annotated[tuple[int, ...] | None, Key(6, many(uint(0, 255), 1, 8))] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +260,11 @@ class GramConfig:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """An open round. steps: one a tensor; a parameter's change is q * step.   gram: sums are wanted, not a change."""
+    """An open round. steps: one a tensor; a parameter's change is q * step.   gram: sums are wanted, not a change.
+
+    encoding: absent: int8; BY_LINK leaves it to the device. One that takes fewer bytes is taken, too.
+    kept: the most parameters that a top-k update may name.
+    """
 
     KIND: ClassVar[int] = 9
     rid: Annotated[bytes, Key(1, RID)]
@@ -256,6 +275,8 @@ class Offer:
     train: Annotated[Train, Key(6, part(Train))]
     max_samples: Annotated[int, Key(7, uint(1, U16))]
     gram: Annotated[GramConfig | None, Key(8, part(GramConfig))] = None
+    encoding: Annotated[int | None, Key(9, uint(0, BY_LINK))] = None
+    kept: Annotated[int | None, Key(10, uint(1, MAX_CODES))] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +302,7 @@ class Update:
     """What one device's training changed, or its sums; signed by the device. The codes travel beside it, by digest.
 
     size: of the codes, or of the sums as bytes.   ranges: lo, hi of each layer's outputs on the device's samples.
+    encoding: of the codes; absent: int8.
     """
 
     KIND: ClassVar[int] = 10
@@ -292,6 +314,7 @@ class Update:
     size: Annotated[int, Key(6, uint(1, MAX_CODES))]
     metrics: Annotated[Metrics | None, Key(7, part(Metrics))] = None
     ranges: Annotated[tuple[float, ...] | None, Key(8, RANGES)] = None
+    encoding: Annotated[int | None, Key(9, uint(0, 2))] = None
 
 
 @dataclass(frozen=True, slots=True)
