@@ -45,6 +45,8 @@ class GatewaySettings:
     server_rate: float | None = None
     server_momentum: float | None = None
     proximal: float | None = None
+    encoding: str = "auto"
+    kept: float = 0.05
     max_samples: int = 2000
     start: str = "model"
     min_samples: int = 10
@@ -88,6 +90,8 @@ RULES: dict[str, Rule] = {
     "proximal": ("0 to 1000", lambda v: 0 <= v <= 1000),
     "max_sample_bytes": ("1024 to 1073741824", lambda v: 1024 <= v <= 2**30),
     "max_samples": ("1 to 65535", lambda v: 1 <= v <= 65_535),
+    "encoding": ("auto, int8, int4 or topk", lambda v: v in ("auto", "int8", "int4", "topk")),
+    "kept": ("above 0 and at most 0.25", lambda v: 0 < v <= 0.25),
     "start": ("exact or model", lambda v: v in ("exact", "model")),
     "min_samples": ("1 to 65535", lambda v: 1 <= v <= 65_535),
     "code_minutes": ("above 0 and at most 43200", lambda v: 0 < v <= 43_200),

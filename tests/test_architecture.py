@@ -38,7 +38,7 @@ HOME = {  # one foreign thing, one module
     "ctypes": {"net/openssl.py", "net/dtls.py", "device/worker.py"},  # OpenSSL: declared, driven; prctl
     "cbor2": {"protocol/cbor.py"},
     "nacl": {"protocol/signed.py"},
-    "sqlite3": {"device/store.py", "gateway/store.py", "database.py"},
+    "sqlite3": {"device/store.py", "gateway/store.py", "gateway/tables.py", "database.py"},
     "tflite_runtime": {"device/backbone.py"},
     "ai_edge_litert": {"device/backbone.py", "lab/rehead.py"},
     "starlette": {"gateway/web.py"},

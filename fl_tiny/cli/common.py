@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
+import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, TypeVar
 
 from fl_tiny.config import RUNTIMES
@@ -15,6 +17,7 @@ from fl_tiny.errors import EnvironmentFault
 
 Command = Callable[[argparse.Namespace], int | None]
 B = TypeVar("B", bound=Sized)
+T = TypeVar("T")
 
 PROGRESS_S = 2.0
 
@@ -132,6 +135,22 @@ def steady(batches: Iterable[B], what: str, total: int) -> Iterator[B]:
         if time.monotonic() - last > PROGRESS_S:
             last = time.monotonic()
             progress(f"{what}: {done} of {total}")
+
+
+def until_signal(work: Coroutine[Any, Any, T]) -> T:
+    """Run to the end; SIGINT, SIGTERM or SIGHUP lets it clean up, then raises KeyboardInterrupt."""
+
+    async def watched() -> T:
+        task = asyncio.ensure_future(work)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, task.cancel)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            raise KeyboardInterrupt from None
+
+    return asyncio.run(watched())
 
 
 def _cell(value: Any) -> str:

@@ -4,16 +4,11 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-import signal
 import sys
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from fl_tiny.cli.common import command, runtime_option, show, table
-
-T = TypeVar("T")
+from fl_tiny.cli.common import command, runtime_option, show, table, until_signal
 
 OUT = Path("fl-tiny-demo")
 DEVICES, ROUNDS, LABELS = 10, 6, "5"
@@ -47,7 +42,7 @@ def demo(args: argparse.Namespace) -> None:
     prepare(args.out)
     progress = _Progress()
     try:
-        result = _until_signal(run(options, progress))
+        result = until_signal(run(options, progress))
     finally:
         progress.clear()
     found = summary(result)
@@ -86,22 +81,6 @@ class _Progress:
         """Leave no half-said line behind."""
         if self._live:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-
-def _until_signal(work: Coroutine[Any, Any, T]) -> T:
-    """Run to the end; SIGINT, SIGTERM or SIGHUP lets it clean up, then raises KeyboardInterrupt."""
-
-    async def watched() -> T:
-        task = asyncio.ensure_future(work)
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, task.cancel)
-        try:
-            return await task
-        except asyncio.CancelledError:
-            raise KeyboardInterrupt from None
-
-    return asyncio.run(watched())
 
 
 def _from_1(most: int) -> Any:

@@ -48,6 +48,9 @@ def add(parent: Any) -> None:
         "--start", choices=("exact", "model"), help="first head: solved at once, or trained (default: model)"
     )
     p.add_argument("--strategy", metavar="NAME", help="fedavg, fedprox, fedavgm, fedadam, fedyogi, or a package's own")
+    p.add_argument(
+        "--encoding", choices=("auto", "int8", "int4", "topk"), help="of updates; auto: int4 on bad links (default)"
+    )
     p = command(sub, "pair", pair, "fl-tiny gateway pair gw --count 50 --expires 7d --out cards")
     p.add_argument("dir", type=Path)
     p.add_argument("--count", type=int, default=1, metavar="N", help="how many codes (default: 1)")
@@ -141,6 +144,7 @@ def run(args: argparse.Namespace) -> None:
         args.interval,
         args.start,
         args.strategy,
+        args.encoding,
     )
     server.run(args.dir, options, events(args))
 

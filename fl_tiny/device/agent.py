@@ -187,6 +187,8 @@ class Agent:
             return  # a head was published between two messages; the next heartbeat says so
         samples, held = self._store.sample_count()
         classes = None if self._manifest.task else len(self._store.counts())
+        if offer.encoding == wire.BY_LINK:
+            offer = replace(offer, encoding=wire.Encoding.INT4.value if link.quality.is_bad else None)
         self._offer = offer
         able = not self._child.look()
         for action in self._session.handle(session.OfferSeen(offer, samples, held, classes, able)):
@@ -276,6 +278,7 @@ class Agent:
             len(trained.codes),
             trained.metrics,
             trained.ranges,
+            None if self._offer.gram is not None else self._offer.encoding,
         )
         message = signed.sign(wire.encode(update), self._seed)
         steps = floats_to_bytes(self._offer.steps)
@@ -304,7 +307,9 @@ class Agent:
                 not owed.residual or (self._store.head().description.since or 0) >= owed.number
             )  # sums, or of a head no longer
             drop = action.drop or void
-            residual = owed.residual if action.delivered or drop else undelivered(owed.codes, owed.residual)
+            encoding = wire.decode(wire.Update, signed.payload_of(owed.signed)).encoding or wire.Encoding.INT8
+            kept_whole = not (action.delivered or drop)
+            residual = undelivered(owed.codes, owed.residual, encoding) if kept_whole else owed.residual
             self._store.settle(None if drop else residual, owed.steps, counted=action.delivered)
         self._emit("update", {"number": owed.number, "status": word, "training_s": self._training_s})
 

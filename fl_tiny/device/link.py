@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from dataclasses import dataclass
 
+from fl_tiny.device.quality import Quality
 from fl_tiny.device.store import HeldHead
 from fl_tiny.errors import MalformedMessage, RemoteError
 from fl_tiny.net.coap import Client, Response
@@ -16,6 +18,7 @@ CBOR, COSE, OCTETS = 60, 18, 42
 MODEL_LIMIT = 64 << 20
 SIGNED_LIMIT = 4096  # bytes of a signed message
 UPLOAD_TRIES = 5
+ENCODINGS = tuple(encoding.value for encoding in wire.Encoding)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,7 @@ class Link:
 
     def __init__(self, client: Client) -> None:
         self._client = client
+        self.quality = Quality()
 
     @classmethod
     async def open(cls, address: tuple[str, int], identity: str, key: bytes, *, lan_timing: bool = False) -> Link:
@@ -51,7 +55,7 @@ class Link:
 
     async def register(self, did: bytes, boots: int | None = None, boot: bytes | None = None) -> wire.Registered:
         """Say who has come. boots, boot: as in ``wire.Register``; a daemon says them."""
-        register = wire.Register(did, (wire.VERSION,), boots, boot)
+        register = wire.Register(did, (wire.VERSION,), boots, boot, ENCODINGS)
         return wire.decode(wire.Registered, (await self._ask("POST", ("d",), wire.encode(register), CBOR)).payload)
 
     async def rekey(self, message: bytes) -> Rekeyed:
@@ -135,7 +139,10 @@ class Link:
         raise RemoteError("the gateway does not take the update's chunks")
 
     async def _ask(self, method: str, path: tuple[str, ...], payload: bytes = b"", form: int | None = None) -> Response:
-        return _good(await self._client.request(method, path, payload, form))
+        sent = time.monotonic()
+        answer = await self._client.request(method, path, payload, form)
+        self.quality.took(time.monotonic() - sent)
+        return _good(answer)
 
 
 def _good(answer: Response) -> Response:

@@ -91,7 +91,7 @@ def client_update(
     residual: tuple[bytes, bytes] | None,
     rng: np.random.Generator,
 ) -> Trained:
-    """Train from the base head on all but the held-out samples, and round the change to codes.
+    """Train from the base head on all but the held-out samples, and round the change to codes as the offer says.
 
     residual: what earlier rounds left unsaid, and the steps it is in (protocol/update.py).
     """
@@ -104,7 +104,8 @@ def client_update(
     if residual is not None:
         carried, steps = residual
         change += update.decode_residual(carried, update.per_parameter(bytes_to_floats(steps), shapes))
-    codes = update.encode_change(change, update.per_parameter(offer.steps, shapes), rng)
+    how = (offer.encoding or wire.Encoding.INT8, offer.kept or 1)
+    codes = update.encode_change(change, update.per_parameter(offer.steps, shapes), rng, *how)
     spans = activation_ranges(samples.spec, fitted, samples.features[rest])
     ranges = tuple(float(v) for span in spans for v in span)
     weight = min(int(rest.sum()), offer.max_samples)

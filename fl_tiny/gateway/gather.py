@@ -12,18 +12,20 @@ from typing import Final, Protocol
 
 import numpy as np
 
-from fl_tiny.errors import DataError
+from fl_tiny.errors import DataError, MalformedMessage, RemoteError
 from fl_tiny.gateway.store import Store
 from fl_tiny.gateway.tables import Entry, Version
 from fl_tiny.learn import exact, gram, ridge
 from fl_tiny.learn.head import HeadSpec
 from fl_tiny.learn.loss import Task
 from fl_tiny.learn.tflite import read_model
-from fl_tiny.protocol import aggregate, signed, wire
+from fl_tiny.protocol import aggregate, codes, signed, wire
+from fl_tiny.protocol.codes import most_bytes
 from fl_tiny.protocol.grams import GramSum, config_of
 from fl_tiny.protocol.manifest import spec_of
 from fl_tiny.protocol.strategy import FedAvg, Move, Strategy, Tensors, decode_state, fits
 from fl_tiny.protocol.update import HeadBody, Parameters, decode_head, encode_head
+from fl_tiny.protocol.wire import Encoding
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +61,7 @@ class Made:
 class Gathering(Protocol):
     """One round's running sum."""
 
-    size: int  # bytes of what one device sends
+    size: int  # the most bytes that one device sends
 
     @property
     def kind(self) -> Kind:
@@ -77,10 +79,13 @@ class Gathering(Protocol):
     def updates(self) -> int:
         """Devices in the sum."""
 
+    def takes(self, size: int, encoding: int | None = None, /) -> bool:
+        """May what a device sends be ``size`` bytes long? encoding: None: in any that is taken."""
+
     def check(self, codes: bytes, update: wire.Update, /) -> None:
         """Raises: RemoteError unless ``codes`` may be added."""
 
-    def add(self, codes: bytes, samples: int, /) -> None:
+    def add(self, codes: bytes, samples: int, encoding: int = Encoding.INT8, /) -> None:
         """Add what one device sent; the order does not matter."""
 
     def made(self, base: Version, entries: Iterable[Entry], /) -> Made:
@@ -91,16 +96,23 @@ class Changes:
     """Changes by training, averaged; a strategy says what the head makes of their mean.
 
     kept: the strategy's state, as the last round left it.
+    share: of the parameters, that a top-k update names; 0: top-k is refused.
     """
 
     kind: Final = Kind.TRAIN
     config: Final = None
 
     def __init__(
-        self, manifest: wire.Manifest, strategy: Strategy | None = None, kept: Mapping[str, bytes] | None = None
+        self,
+        manifest: wire.Manifest,
+        strategy: Strategy | None = None,
+        kept: Mapping[str, bytes] | None = None,
+        share: float = 0.0,
     ) -> None:
         self._manifest, self._strategy, self._kept = manifest, strategy or FedAvg(), kept or {}
-        self.size = manifest.parameters
+        self._parameters = manifest.parameters
+        self._most = named_at_most(self._parameters, share) if share else 0
+        self.size = max(most_bytes(encoding, self._parameters, self._most) for encoding in Encoding)
         self._sum = aggregate.RunningSum(manifest.shapes)
 
     @property
@@ -113,13 +125,24 @@ class Changes:
         """As in ``Gathering``."""
         return self._sum.updates
 
-    def check(self, codes: bytes, _update: wire.Update) -> None:
+    def takes(self, size: int, encoding: int | None = None) -> bool:
         """As in ``Gathering``."""
-        aggregate.check_codes(codes, self.size)
+        encodings = Encoding if encoding is None else (encoding,)
+        return any(codes.fits(each, size, self._parameters, self._most) for each in encodings)
 
-    def add(self, codes: bytes, samples: int) -> None:
+    def check(self, body: bytes, update: wire.Update) -> None:
         """As in ``Gathering``."""
-        self._sum.add(codes, samples)
+        self._expanded(body, update.encoding or Encoding.INT8, self._most)
+
+    def add(self, body: bytes, samples: int, encoding: int = Encoding.INT8) -> None:
+        """As in ``Gathering``."""
+        self._sum.add(self._expanded(body, encoding, None), samples)  # checked, by a setting that may since be another
+
+    def _expanded(self, body: bytes, encoding: int, most: int | None) -> bytes:
+        try:
+            return codes.expanded(body, encoding, self._parameters, most)
+        except MalformedMessage as fault:
+            raise RemoteError(str(fault), code=wire.Code.SHAPE) from fault
 
     def made(self, base: Version, entries: Iterable[Entry]) -> Made:
         """As in ``Gathering``."""
@@ -162,13 +185,17 @@ class Grams:
         """As in ``Gathering``."""
         return self._sum.updates
 
-    def check(self, codes: bytes, update: wire.Update) -> None:
+    def takes(self, size: int, encoding: int | None = None) -> bool:
         """As in ``Gathering``."""
-        self._sum.check(codes, update.samples)
+        return size == self.size and not encoding
 
-    def add(self, codes: bytes, _samples: int) -> None:
+    def check(self, body: bytes, update: wire.Update) -> None:
         """As in ``Gathering``."""
-        self._sum.add(codes)
+        self._sum.check(body, update.samples)
+
+    def add(self, body: bytes, _samples: int, _encoding: int = Encoding.INT8) -> None:
+        """As in ``Gathering``."""
+        self._sum.add(body)
 
     def made(self, _base: Version, _entries: Iterable[Entry]) -> Made:
         """As in ``Gathering``."""
@@ -253,6 +280,16 @@ def make_version(
     head = wire.Head(manifest_digest, number, digest, len(body), scales, made.ranges, since, epoch)
     message = signed.sign(wire.encode(head), seed)
     return Version(number, digest, body, message, made.head.residual, made.steps, weight)
+
+
+def encoding_of(entry: Entry) -> int:
+    """How the codes of an entry are packed: what its device signed."""
+    return wire.decode(wire.Update, signed.payload_of(entry.signed)).encoding or Encoding.INT8
+
+
+def named_at_most(parameters: int, share: float) -> int:
+    """How many parameters a top-k update may name."""
+    return max(1, round(share * parameters))
 
 
 def train_behind(train: wire.Train, *, solved: bool) -> wire.Train:

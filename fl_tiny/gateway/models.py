@@ -20,8 +20,8 @@ from fl_tiny.errors import ConfigError, DataError
 from fl_tiny.files import read_bounded, write_atomic
 from fl_tiny.gateway.gather import Kind, first_made, make_version
 from fl_tiny.gateway.manifests import MODEL_LIMIT, fitting
-from fl_tiny.gateway.store import Store, insert_round, insert_version
-from fl_tiny.gateway.tables import OpenRound, Version
+from fl_tiny.gateway.store import Store
+from fl_tiny.gateway.tables import OpenRound, Version, insert_round, insert_version
 from fl_tiny.learn.head import read_parameters, trained_part
 from fl_tiny.learn.tflite import read_model
 from fl_tiny.protocol import signed, wire
@@ -55,7 +55,7 @@ class Models:
         self.first: int = store.get("first") or 0  # the number of the current model's own head
         row = store.rows("SELECT canary FROM model WHERE first=?", self.first)
         data = model_data(store, directory)
-        self.current = self._held(store.get("manifest"), data, row[0][0] if row else None, self.first)
+        self.current = self._held(store.get("manifest"), data, row[0][0] if row else None, store.version(self.first))
         self.staged: Held | None = None
         self._share, self._pk = 0.0, b""
         self._seen: Any = None
@@ -197,14 +197,15 @@ class Models:
         self.first, self.staged, self._seen = number, None, None
         return self.current.first
 
-    def _held(self, message: bytes, data: bytes, canary: bytes | None, number: int) -> Held:
+    def _held(self, message: bytes, data: bytes, canary: bytes | None, first: Version | int) -> Held:
+        """first: the model's own head, or the number it is to have."""
         payload = signed.payload_of(message)
         manifest = wire.decode(wire.Manifest, payload)
         digest = hashlib.sha256(payload).digest()
-        parameters = read_parameters(spec := spec_of(read_model(data), manifest))
-        first = make_version(
-            number, first_made(trained_part(spec, parameters)), 0, digest, self._seed, epoch=self._store.epoch
-        )
+        if isinstance(first, int):
+            parameters = read_parameters(spec := spec_of(read_model(data), manifest))
+            made = first_made(trained_part(spec, parameters))
+            first = make_version(first, made, 0, digest, self._seed, epoch=self._store.epoch)
         return Held(manifest, message, digest, data, canary, first)
 
 

@@ -139,6 +139,7 @@ class Resources:
             self._store.activate(device.did)
         if request.identity.startswith(NEXT):
             self._identities.use_new_key(device.did)
+        self._gateway.encodings[device.did] = register.encodings or (wire.Encoding.INT8,)
         told = self._gateway.registered(device)
         return Response("2.04", wire.encode(wire.Registered(wire.VERSION, told.poll_ms, told.epoch)), CBOR)
 
@@ -177,10 +178,10 @@ class Resources:
 
     # ---- a round --------------------------------------------------------------------------------------------
 
-    def _offer(self, _request: Request, _device: Device) -> Response:
+    def _offer(self, _request: Request, device: Device) -> Response:
         if self._gateway.rounds.rid is None:
             return _refusal(NOT_FOUND, "no round is open", Code.LATE)
-        return Response("2.05", wire.encode(self._gateway.offer()), CBOR)
+        return Response("2.05", wire.encode(self._gateway.offer(device.did)), CBOR)
 
     def _answer(self, request: Request, device: Device) -> Response:
         answer = wire.decode(wire.Answer, request.payload)
@@ -211,9 +212,9 @@ class Resources:
             return self._receipt(update, request.payload, device, wire.Status.DUPLICATE)
         self._may_submit(device, update.rid)
         self._gate(update)
-        codes = self._gateway.uploads.whole(device.did, update.digest)
+        codes = self._gateway.uploads.whole(device.did, update.digest, update.size)
         if codes is None:
-            held = self._gateway.uploads.held(device.did, sid, raw)
+            held = self._gateway.uploads.held(device.did, sid, raw, update.size)
             return Response("4.08", wire.encode(held), CBOR)
         self._gateway.gathering.check(codes, update)
         metrics = update.metrics
@@ -245,8 +246,8 @@ class Resources:
         gateway = self._gateway
         if update.base != gateway.head.digest:
             raise RemoteError("the update starts from another head", code=Code.STALE_BASE)
-        if update.size != gateway.gathering.size:
-            raise RemoteError(f"{update.size} codes instead of {gateway.gathering.size}", code=Code.SHAPE)
+        if not gateway.gathering.takes(update.size, update.encoding or wire.Encoding.INT8):
+            raise RemoteError(f"{update.size} B of codes do not fit this head", code=Code.SHAPE)
         if update.samples > gateway.max_samples:
             raise RemoteError(f"{update.samples} samples, at most {gateway.max_samples} count", code=Code.QUOTA)
         if update.ranges is not None and len(update.ranges) != 2 * gateway.manifest.layers:

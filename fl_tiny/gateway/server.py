@@ -12,6 +12,7 @@ from typing import Any
 
 from fl_tiny import config, notify, statedir
 from fl_tiny.errors import ConfigError
+from fl_tiny.gateway.encodings import Encodings
 from fl_tiny.gateway.models import Models
 from fl_tiny.gateway.resources import Resources
 from fl_tiny.gateway.service import Emit, ExactOptions, Gateway
@@ -42,6 +43,7 @@ class RunOptions:
     interval: float | None = None
     start: str | None = None
     strategy: str | None = None
+    encoding: str | None = None
 
 
 def run(directory: Path, options: RunOptions, emit: Emit) -> bool:
@@ -51,7 +53,7 @@ def run(directory: Path, options: RunOptions, emit: Emit) -> bool:
     """
     chosen: dict[str, Any] = {
         key: value
-        for key in ("bind", "web", "clients", "quorum", "deadline", "interval", "start", "strategy")
+        for key in ("bind", "web", "clients", "quorum", "deadline", "interval", "start", "strategy", "encoding")
         if (value := getattr(options, key)) is not None
     }
     config.check(chosen, config.GatewaySettings, "command line")
@@ -76,6 +78,7 @@ async def _serve(
         settings.max_samples,
         ExactOptions(settings.start == "exact", settings.min_samples),
         strategy_named(settings.strategy, Options(settings.server_rate, settings.server_momentum, settings.proximal)),
+        Encodings(settings.encoding, settings.kept),
     )
 
     def say(event: str, facts: dict[str, Any]) -> None:

@@ -8,13 +8,14 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fl_tiny.errors import DataError, RemoteError
 from fl_tiny.gateway import forget
-from fl_tiny.gateway.gather import Changes, ExactStart, Gathering, Grams, Kind, make_version, train_behind
+from fl_tiny.gateway.encodings import KNOWN, Encodings
+from fl_tiny.gateway.gather import Changes, ExactStart, Gathering, Grams, Kind, encoding_of, make_version, train_behind
 from fl_tiny.gateway.identity import Identities
 from fl_tiny.gateway.models import Models
 from fl_tiny.gateway.store import HINT, Store
@@ -89,6 +90,7 @@ class Gateway:
         max_samples: int,
         exact: ExactOptions = ExactOptions(),
         strategy: Strategy | None = None,
+        encodings: Encodings | None = None,
     ) -> None:
         self.store = store
         self.models = models
@@ -102,6 +104,8 @@ class Gateway:
         self.presence: dict[bytes, Presence] = {}
         self.head: Version = store.head()
         self.epoch = store.epoch
+        self.encodings: dict[bytes, Sequence[int]] = {}  # what each device registered with can send
+        self._encodings = encodings or Encodings()
         self._exact = exact
         self._seed = seed
         self._boot = boot_id()
@@ -113,7 +117,7 @@ class Gateway:
         self._has_opened = False  # in this run of the gateway
         self._saved_at = time.monotonic()
         self.gathering: Gathering = self._gathers(self._next_kind())
-        self.uploads = Uploads(self.gathering.size)
+        self.uploads = Uploads(self.gathering.size, self.gathering.takes)
         self.rounds = self._restore()
 
     # ---- what requests ask and change -------------------------------------------------------------------------
@@ -164,9 +168,10 @@ class Gateway:
             wanted.manifest.counter if wanted else None,
         )
 
-    def offer(self) -> wire.Offer:
-        """The open round as an offer. Only when ``rounds.rid`` is not None."""
+    def offer(self, did: bytes) -> wire.Offer:
+        """The open round as an offer to a device. Only when ``rounds.rid`` is not None."""
         assert self.rounds.rid is not None
+        able = self.encodings.get(did, KNOWN) if self.gathering.kind is Kind.TRAIN else ()
         left_ms = round(self.rounds.left_s(time.monotonic()) * 1000)
         return wire.Offer(
             self.rounds.rid,
@@ -177,6 +182,7 @@ class Gateway:
             train_behind(self.strategy.train(self.train), solved=self.store.solved() is not None),
             self.max_samples,
             self.gathering.config,
+            *self._encodings.offered(able, self.manifest.parameters),
         )
 
     def handle(self, event: Event) -> list[Action]:
@@ -196,7 +202,7 @@ class Gateway:
         """Put an accepted update into the ledger, then into the sum. On the disk when this returns."""
         assert self.rounds.rid is not None and entry.codes is not None
         self.store.receive(self.rounds.rid, entry)
-        self.gathering.add(entry.codes, entry.samples)
+        self.gathering.add(entry.codes, entry.samples, encoding_of(entry))
         self.uploads.drop(entry.did)
         self.emit("update", {"number": self.head.number + 1, "status": "accepted", "device": entry.did.hex()})
         log.info("update accepted round=%d device=%s", self.head.number + 1, entry.did.hex()[:8])
@@ -281,7 +287,7 @@ class Gateway:
         kind = self._next_kind()
         self.store.open_round(OpenRound(rid, number, self.head.number, self.settings.deadline_s, kind.value))
         self.gathering = self._gathers(kind)
-        self.uploads = Uploads(self.gathering.size)
+        self.uploads = Uploads(self.gathering.size, self.gathering.takes)
         self._opened_at = now
         self._has_opened = True
         online = self.online(now)
@@ -347,7 +353,7 @@ class Gateway:
     def _gathers(self, kind: Kind) -> Gathering:
         if kind is Kind.EXACT:
             return Grams(self._start, self._exact.min_samples)
-        return Changes(self.manifest, self.strategy, self.store.strategy_state())
+        return Changes(self.manifest, self.strategy, self.store.strategy_state(), self._encodings.topk_share)
 
     def _forget(self) -> None:
         """A command beside us may have asked to forget devices: publish heads without them."""
@@ -394,7 +400,7 @@ class Gateway:
         event = Opened(opened.rid, opened.number, joined, self._active(), left_s)
         rounds = restored(self.settings, event, answers, now)
         self.gathering = self._gathered(opened.rid, Kind(opened.kind))
-        self.uploads = Uploads(self.gathering.size)
+        self.uploads = Uploads(self.gathering.size, self.gathering.takes)
         for entry in self.store.accepted(opened.rid):
             rounds._delivered(Delivered(entry.did), now)
         log.info("round resumed number=%d updates=%d", opened.number, self.gathering.updates)
@@ -405,7 +411,7 @@ class Gateway:
         gathering = self._gathers(kind or self.gathering.kind)
         for entry in self.store.accepted(rid):
             assert entry.codes is not None
-            gathering.add(entry.codes, entry.samples)
+            gathering.add(entry.codes, entry.samples, encoding_of(entry))
         return gathering
 
     def _save(self, now: float) -> None:

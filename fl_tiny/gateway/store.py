@@ -8,7 +8,6 @@ disk, and only then may a receipt leave (docs/protocol.md, "Store").
 from __future__ import annotations
 
 import sqlite3
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -17,7 +16,20 @@ from typing import Any
 from fl_tiny import database
 from fl_tiny.database import transaction
 from fl_tiny.errors import ConfigError, RemoteError
-from fl_tiny.gateway.tables import MIGRATIONS, SCHEMA, SCHEMA_VERSION, Device, Entry, OpenRound, Pairing, Version
+from fl_tiny.gateway.tables import (
+    MIGRATIONS,
+    SCHEMA,
+    SCHEMA_VERSION,
+    Device,
+    Entry,
+    OpenRound,
+    Pairing,
+    Version,
+    bytes_to_floats,
+    floats_to_bytes,
+    insert_round,
+    insert_version,
+)
 from fl_tiny.protocol.wire import Code, Status
 
 PRAGMAS = (
@@ -115,6 +127,11 @@ class Store:
                 " ON CONFLICT(did) DO UPDATE SET psk=excluded.psk, name=excluded.name WHERE state!='revoked'",
                 (did, pk, psk, name),
             )
+
+    def add_devices(self, rows: Sequence[tuple[bytes, bytes, bytes]]) -> None:
+        """Take devices in without a code: (did, public key, PSK) each, active at once. For a fleet of one's own."""
+        with self._transaction() as db:
+            db.executemany("INSERT INTO device(did, pk, psk, state) VALUES(?,?,?,'active')", rows)
 
     def activate(self, did: bytes) -> None:
         """A pending device has come with its new key: it is active from now on."""
@@ -406,31 +423,6 @@ class Store:
         }
         with database.reading(Path("the ledger"), HINT):
             return [fault for fault, query in checks.items() if self._db.execute(query).fetchone()]
-
-
-def floats_to_bytes(values: Sequence[float] | None) -> bytes | None:
-    """Floats as a float64 blob, None as NULL."""
-    return None if values is None else struct.pack(f"<{len(values)}d", *values)
-
-
-def bytes_to_floats(blob: bytes | None) -> tuple[float, ...] | None:
-    """A float64 blob as floats, NULL as None."""
-    return None if blob is None else struct.unpack(f"<{len(blob) // 8}d", blob)
-
-
-def insert_version(db: sqlite3.Connection, v: Version) -> None:
-    """Add a head, within a transaction."""
-    db.execute(
-        "INSERT INTO version VALUES(?,?,?,?,?,?,?)",
-        (v.number, v.digest, v.body, v.signed, v.residual, floats_to_bytes(v.steps), v.weight),
-    )
-
-
-def insert_round(db: sqlite3.Connection, r: OpenRound, state: str) -> None:
-    """Add a round, within a transaction."""
-    db.execute("DELETE FROM round WHERE number=? AND state='aborted'", (r.number,))
-    row = (r.rid, r.number, r.base, state, r.left_s, r.kind)
-    db.execute("INSERT INTO round(rid, number, base, state, left_s, kind) VALUES(?,?,?,?,?,?)", row)
 
 
 def _revoke(db: sqlite3.Connection, did: bytes) -> None:

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import sqlite3
+import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 SCHEMA_VERSION = 3
@@ -113,3 +116,28 @@ class OpenRound:
     base: int
     left_s: float
     kind: str  # train, exact
+
+
+def floats_to_bytes(values: Sequence[float] | None) -> bytes | None:
+    """Floats as a float64 blob, None as NULL."""
+    return None if values is None else struct.pack(f"<{len(values)}d", *values)
+
+
+def bytes_to_floats(blob: bytes | None) -> tuple[float, ...] | None:
+    """A float64 blob as floats, NULL as None."""
+    return None if blob is None else struct.unpack(f"<{len(blob) // 8}d", blob)
+
+
+def insert_version(db: sqlite3.Connection, v: Version) -> None:
+    """Add a head, within a transaction."""
+    db.execute(
+        "INSERT INTO version VALUES(?,?,?,?,?,?,?)",
+        (v.number, v.digest, v.body, v.signed, v.residual, floats_to_bytes(v.steps), v.weight),
+    )
+
+
+def insert_round(db: sqlite3.Connection, r: OpenRound, state: str) -> None:
+    """Add a round, within a transaction."""
+    db.execute("DELETE FROM round WHERE number=? AND state='aborted'", (r.number,))
+    row = (r.rid, r.number, r.base, state, r.left_s, r.kind)
+    db.execute("INSERT INTO round(rid, number, base, state, left_s, kind) VALUES(?,?,?,?,?,?)", row)

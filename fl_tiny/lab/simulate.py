@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fl_tiny.device.job import Trained
 from fl_tiny.device.store import HeldHead, Kept, floats_to_bytes, is_held_out
 from fl_tiny.device.training import Samples, choose, client_sums, client_update
+from fl_tiny.gateway.encodings import KNOWN, Encodings
 from fl_tiny.gateway.gather import Changes, ExactStart, Gathering, Grams, first_made, make_version, train_behind
 from fl_tiny.gateway.tables import Entry, Version
 from fl_tiny.learn.head import HeadSpec, head_spec, read_parameters, trained_part
@@ -24,6 +25,7 @@ from fl_tiny.protocol.session import OfferSeen, SendAnswer, Session
 from fl_tiny.protocol.strategy import FedAvg, Strategy, encode_state
 
 KEY = bytes(signed.SEED_BYTES)  # signs the simulated heads; nobody trusts it
+INT8 = Encodings("int8")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,12 +73,13 @@ def simulate(
     start: str = "model",
     min_samples: int = 10,
     strategy: Strategy | None = None,
+    encodings: Encodings = INT8,
 ) -> Simulated:
     """``rounds`` rounds in which every client takes part; the same arguments give the same files.
 
     start: ``exact`` makes the first of them an exact start, of clients with ``min_samples``.   train, max_samples: as
     an offer carries them.   personal_epochs: of a client's own model; None: no choice.
-    strategy: None is FedAvg.
+    strategy: None is FedAvg.   encodings: of updates.
     every_round: choose behind each round, as devices do; False: behind the last one, which is several times faster.
     """
     spec = head_spec(read_model(model), layers)
@@ -87,11 +90,14 @@ def simulate(
     state: dict[str, bytes] = {}
     train = (strategy or FedAvg()).train(train)
     for number in range(1, rounds + 1):
-        gathering: Gathering = Changes(manifest, strategy, state)
+        gathering: Gathering = Changes(manifest, strategy, state, encodings.topk_share)
         if start == "exact" and number == 1:
             gathering = Grams(ExactStart(manifest, spec, version), min_samples)
         how = train_behind(train, solved=start == "exact" and number > 1)
         offer = wire.Offer(bytes(8), number, version.digest, 0, version.steps, how, max_samples, gathering.config)
+        if offer.gram is None:
+            encoding, most = encodings.offered(KNOWN, manifest.parameters)
+            offer = replace(offer, encoding=encoding, kept=most)
         version, score, state = _round(boards, offer, version, seed, gathering)
         accuracy.append(score)
         if personal_epochs is not None and (every_round or number == rounds):
@@ -148,7 +154,7 @@ def _round(
         if not board.takes_part(offer):
             continue
         trained = board.train(_held(base), offer, np.random.default_rng([seed, offer.number, place]))
-        gathering.add(trained.codes, trained.samples)
+        gathering.add(trained.codes, trained.samples, offer.encoding or wire.Encoding.INT8)
         entries.append(Entry(bytes(16), b"", trained.samples, None, None, None, trained.ranges, None))
         if trained.metrics is not None:
             scores.append(trained.metrics.accuracy)

@@ -6,16 +6,20 @@ from __future__ import annotations
 import sys
 from array import array
 
+from fl_tiny.protocol.codes import expanded
+from fl_tiny.protocol.wire import Encoding
+
 _STEP = 256  # a residual counts in 1/256 of a step (protocol/update.py)
 
 
-def undelivered(codes: bytes, residual: bytes) -> bytes:
+def undelivered(codes: bytes, residual: bytes, encoding: int = Encoding.INT8) -> bytes:
     """The whole change as a residual: codes * 256 + residual, saturating.
 
-    codes: int8.   residual and result: int16, little endian, in step / 256.
+    codes: as they were sent (protocol/codes.py).   residual and result: int16, little endian, in step / 256.
     """
     left = _shorts(residual)
-    whole = array("h", (max(-32768, min(32767, _STEP * q + r)) for q, r in zip(array("b", codes), left, strict=True)))
+    sent = array("b", expanded(codes, encoding, len(left)))
+    whole = array("h", (max(-32768, min(32767, _STEP * q + r)) for q, r in zip(sent, left, strict=True)))
     return _swapped(whole).tobytes()
 
 

@@ -2,7 +2,7 @@
 """A head and its change as bytes: the canonical body that goes down, the integer codes that come up.
 
 A weight tensor (rank 2) travels as int8 with one scale, a bias (rank 1) as float16, both little endian and in C order.
-A change travels as one int8 code a parameter: change = q * step.
+A change travels as integer codes: change = q * step (protocol/codes.py).
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_tiny.errors import MalformedMessage
+from fl_tiny.protocol.codes import INT4_MAX, INT4_STEPS, named, packed
+from fl_tiny.protocol.wire import Encoding
 
 Parameters = list[NDArray[np.float32]]
 Shapes = Sequence[tuple[int, ...]]
@@ -37,7 +39,7 @@ class HeadBody:
 
 @dataclass(frozen=True, slots=True)
 class Codes:
-    """One device's change. codes: int8, one a parameter.  residual: int16, what was not sent, in step / 256."""
+    """One device's change. codes: as they travel.   residual: int16, what was not sent, in step / 256."""
 
     codes: bytes
     residual: bytes
@@ -93,19 +95,37 @@ def per_parameter(steps: Sequence[float], shapes: Shapes) -> NDArray[np.float64]
     return np.repeat(np.asarray(steps, np.float64), [math.prod(shape) for shape in shapes])
 
 
-def encode_change(change: NDArray[np.float64], steps: NDArray[np.float64], rng: np.random.Generator) -> Codes:
-    """``change`` as integers, by stochastic rounding; what rounding and clipping dropped is the residual.
+def encode_change(
+    change: NDArray[np.float64],
+    steps: NDArray[np.float64],
+    rng: np.random.Generator,
+    encoding: int = Encoding.INT8,
+    kept: int = 1,
+) -> Codes:
+    """``change`` as integers, by stochastic rounding; what rounding, clipping and top-k dropped is the residual.
 
     change: (parameters,), real units, the last residual already added.   steps: (parameters,), > 0.
-    codes * 256 + residual = change / step * 256 to the nearest integer, exactly, unless the change is clipped
-    beyond +-254 steps.
+    kept: how many parameters top-k names.
+
+    With q the codes in steps of int8, q * 256 + residual = change / step * 256 to the nearest integer, exactly,
+    unless a change is beyond what both can hold: 254 steps, 239 with int4, 127 where top-k does not name it.
     """
-    bound = 2 * MAX_CODE * FRACTION
+    unit = INT4_STEPS if encoding == Encoding.INT4 else 1
+    most = INT4_MAX if encoding == Encoding.INT4 else MAX_CODE
+    bound = (unit * most + MAX_CODE) * FRACTION
     fine = np.clip(np.rint(change / steps * FRACTION), -bound, bound).astype(np.int32)
-    dither = rng.integers(0, FRACTION, size=fine.shape, dtype=np.int32)
-    codes = np.clip((fine + dither) >> FRACTION_BITS, -MAX_CODE, MAX_CODE)
-    residual = fine - (codes << FRACTION_BITS)
-    return Codes(codes.astype(np.int8).tobytes(), residual.astype("<i2").tobytes())
+    dither = rng.integers(0, unit * FRACTION, size=fine.shape, dtype=np.int32)
+    codes = np.clip((fine + dither) // (unit * FRACTION), -most, most)
+    if encoding == Encoding.TOPK:
+        dropped = np.argsort(-np.abs(change), kind="stable")[kept:]
+        codes[dropped] = 0
+        fine[dropped] = np.clip(fine[dropped], -MAX_CODE * FRACTION, MAX_CODE * FRACTION)
+    residual = (fine - codes * (unit * FRACTION)).astype("<i2").tobytes()
+    if encoding == Encoding.TOPK:
+        places = np.flatnonzero(codes)
+        return Codes(named(codes[places].tolist(), places.tolist()), residual)
+    plain = codes.astype(np.int8).tobytes()
+    return Codes(packed(plain) if encoding == Encoding.INT4 else plain, residual)
 
 
 def decode_residual(residual: bytes, steps: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -67,6 +67,17 @@ class Status(IntEnum):
     REJECTED = 4
 
 
+class Encoding(IntEnum):
+    """How a change travels (protocol/codes.py). CDDL: ``enc``."""
+
+    INT8 = 0
+    INT4 = 1
+    TOPK = 2
+
+
+BY_LINK = 3  # an offer's encoding: the device takes int8 on a good link, int4 on a bad one
+
+
 class Code(IntEnum):
     """Our problem codes (RFC 9290 body, key 65001); docs/protocol.md lists what each means."""
 
@@ -128,9 +139,10 @@ class Enrolled:
 
 @dataclass(frozen=True, slots=True)
 class Register:
-    """A device that has come: who it is and which protocol versions it speaks.
+    """A device that has come: who it is, which protocol versions it speaks, which encodings it can send.
 
     boots: how often its daemon has started.   boot: which start this is, at random.   Both tell copies of it apart.
+    encodings: absent: int8 alone.
     """
 
     KIND: ClassVar[int] = 3
@@ -138,6 +150,7 @@ class Register:
     versions: Annotated[tuple[int, ...], Key(2, many(uint(1, U16), 1, 4))]
     boots: Annotated[int | None, Key(4, uint(0, U32))] = None
     boot: Annotated[bytes | None, Key(5, blob(8))] = None
+    encodings: Annotated[tuple[int, ...] | None, Key(6, many(uint(0, 255), 1, 8))] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,7 +326,11 @@ class GramConfig:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """An open round. steps: one a tensor; a parameter's change is q * step.   gram: sums are wanted, not a change."""
+    """An open round. steps: one a tensor; a parameter's change is q * step.   gram: sums are wanted, not a change.
+
+    encoding: absent: int8; BY_LINK leaves it to the device. One that takes fewer bytes is taken, too.
+    kept: the most parameters that a top-k update may name.
+    """
 
     KIND: ClassVar[int] = 9
     rid: Annotated[bytes, Key(1, RID)]
@@ -324,6 +341,8 @@ class Offer:
     train: Annotated[Train, Key(6, part(Train))]
     max_samples: Annotated[int, Key(7, uint(1, U16))]
     gram: Annotated[GramConfig | None, Key(8, part(GramConfig))] = None
+    encoding: Annotated[int | None, Key(9, uint(0, BY_LINK))] = None
+    kept: Annotated[int | None, Key(10, uint(1, MAX_CODES))] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,6 +368,7 @@ class Update:
     """What one device's training changed, or its sums; signed by the device. The codes travel beside it, by digest.
 
     size: of the codes, or of the sums as bytes.   ranges: lo, hi of each layer's outputs on the device's samples.
+    encoding: of the codes; absent: int8.
     """
 
     KIND: ClassVar[int] = 10
@@ -360,6 +380,7 @@ class Update:
     size: Annotated[int, Key(6, uint(1, MAX_CODES))]
     metrics: Annotated[Metrics | None, Key(7, part(Metrics))] = None
     ranges: Annotated[tuple[float, ...] | None, Key(8, RANGES)] = None
+    encoding: Annotated[int | None, Key(9, uint(0, 2))] = None
 
 
 @dataclass(frozen=True, slots=True)

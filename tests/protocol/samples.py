@@ -14,6 +14,7 @@ MESSAGES = {
     "enrolled": wire.Enrolled(DID, b"k" * 32, PK, b"m" * 32),
     "register": wire.Register(DID, (1,)),
     "register-boot": wire.Register(DID, (1,), 4_294_967_295, b"b" * 8),
+    "register-encodings": wire.Register(DID, (1,), encodings=(0, 1, 2)),
     "registered": wire.Registered(1, 60_000),
     "registered-full": wire.Registered(1, 60_000, 2),
     "heartbeat": wire.Heartbeat(0, 4_294_967_295),
@@ -59,9 +60,11 @@ MESSAGES = {
     "offer-full": wire.Offer(
         RID, 1, H, 1, (0.01,), wire.Train(1, 1, 0.5), 1, wire.GramConfig(1, 350, 10, 65_535, b"e" * 32, 15)
     ),
+    "offer-topk": wire.Offer(RID, 1, H, 600_000, (0.01, 0.5), wire.Train(4, 16, 0.02), 2000, encoding=2, kept=640),
     "answer": wire.Answer(RID, 0),
     "update-least": wire.Update(RID, DID, H, 1, H, 1),
     "update-full": wire.Update(RID, DID, H, 65_535, H, 262_144, wire.Metrics(50, 0.25, 1.0), (-3.0, 3.5)),
+    "update-int4": wire.Update(RID, DID, H, 40, H, 6_405, encoding=1),
     "receipt": wire.Receipt(RID, 0, H, 200),
     "held": wire.Held(SID, 12_810, b"\xff\x0f"),
 }
