@@ -97,10 +97,10 @@ class Models:
 
     def note(self, did: bytes, model: int | None, refusal: wire.Refusal | None) -> bool:
         """Keep what a device says of models; True when it holds another one than before."""
-        held, refused = self._devices.get(did, (0, None))
-        now = model or held or self.current.manifest.counter
+        held = self.knows(did)
+        now, refused = model or held, self._devices.get(did, (0, None))[1]
         if refusal is None and now == held:
-            return False
+            return False  # nothing is written for a device that holds what all hold
         self._devices[did] = (now, refusal.counter if refusal else refused)
         with self._store.write() as db:
             db.execute(
