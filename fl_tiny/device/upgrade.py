@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from fl_tiny.protocol.wire import Code
 log = logging.getLogger(__name__)
 
 DEATHS = 3  # of the child, until they are the model's doing
+DAY_S = 86_400.0  # between two looks at the model's file
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,7 @@ class Upgrade:
         self.trial: Trial | None = None
         self._told = False  # the gateway knows of our refusal, in this session
         self._deaths = 0
+        self._looked = time.monotonic()
         self.damaged = slots.boot(directory, store) is slots.Boot.FETCH
         if store.get("tries") is not None:
             self._confirm_next()
@@ -59,6 +62,10 @@ class Upgrade:
 
     async def consider(self, link: Link, counter: int | None) -> None:
         """Fetch the model ``counter`` that the gateway wants us to hold, unless it was refused before."""
+        if time.monotonic() - self._looked > DAY_S:
+            self._looked = time.monotonic()
+            whole = slots.is_whole(slots.base_path(self._directory, self._store), self._store.get("manifest"))
+            self.damaged = not whole
         if self.damaged:
             await self._repair(link)
         if counter is None or self.trial is not None or counter == self._store.get("refused"):
@@ -140,11 +147,17 @@ class Upgrade:
         return Trial(slot, message, HeldHead(named.version, head, body), confirm=False)
 
     async def _repair(self, link: Link) -> None:
-        """The file in use is damaged and there is no other: the gateway has it."""
+        """The file in use is damaged: the gateway has it, unless the fleet has gone on to another model."""
         manifest = slots.manifest_of(self._store.get("manifest"))
-        data = await link.body(manifest.digest, manifest.size)
+        self.damaged = False  # until the next look, or the next start, which may find the other slot
+        try:
+            data = await link.body(manifest.digest, manifest.size)
+        except RemoteError as fault:
+            if fault.code in (Code.REVOKED, Code.QUARANTINED, Code.RESTORED):
+                raise
+            log.error("model damaged counter=%d and not to be had why=%r", manifest.counter, str(fault))
+            return
         write_atomic(slots.base_path(self._directory, self._store), data)
-        self.damaged = False
         log.warning("model fetched again counter=%d", manifest.counter)
 
     def _confirm_next(self) -> None:

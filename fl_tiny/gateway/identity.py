@@ -45,7 +45,7 @@ class Identities:
     def wrong_key(self, identity: str) -> None:
         """A handshake used another key than the identity's: five of them burn a pairing code."""
         if not identity.startswith(PAIR):
-            log.info("wrong key identity=%s", identity[:40])
+            log.debug("wrong key identity=%s", identity[:40])  # anybody can cause it, at any rate
             return
         token = _hex(identity[len(PAIR) :])
         if self._store.pairing(token) is None:

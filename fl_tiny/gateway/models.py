@@ -97,14 +97,15 @@ class Models:
 
     def note(self, did: bytes, model: int | None, refusal: wire.Refusal | None) -> bool:
         """Keep what a device says of models; True when it holds another one than before."""
-        held, refused = self._devices.get(did, (0, None))
-        now = model or held or self.current.manifest.counter
+        held = self.knows(did)
+        now, refused = model or held, self._devices.get(did, (0, None))[1]
         if refusal is None and now == held:
-            return False
+            return False  # nothing is written for a device that holds what all hold
         self._devices[did] = (now, refusal.counter if refusal else refused)
         with self._store.write() as db:
             db.execute(
-                "INSERT INTO holds(did, model) VALUES(?1,?2) ON CONFLICT(did) DO UPDATE SET model=?2", (did, now)
+                "INSERT INTO holds(did, model) VALUES(?,?) ON CONFLICT(did) DO UPDATE SET model=excluded.model",
+                (did, now),
             )
             if refusal:
                 row = (refusal.counter, refusal.code, refusal.why, did)
@@ -234,8 +235,8 @@ def publish(directory: Path, store: Store, model_file: Path, file: ManifestFile,
     with store.write() as db:
         db.execute("DELETE FROM model WHERE first IS NULL AND counter<?", (counter,))
         db.execute(
-            "INSERT INTO model(counter, pk, signed, canary, share) VALUES(?1,?2,?3,?4,?5)"
-            " ON CONFLICT(counter) DO UPDATE SET share=?5 WHERE first IS NULL",
+            "INSERT INTO model(counter, pk, signed, canary, share) VALUES(?,?,?,?,?)"
+            " ON CONFLICT(counter) DO UPDATE SET share=excluded.share WHERE first IS NULL",
             (counter, file.pk, file.signed, file.canary, share),
         )
     return made.manifest
@@ -262,9 +263,10 @@ def rollout(store: Store) -> dict[str, Any] | None:
     rows = store.rows("SELECT counter, share FROM model WHERE first IS NULL ORDER BY counter DESC LIMIT 1")
     counter, share = rows[0] if rows else (current, 1.0)
     holding, refused = store.rows(
-        "SELECT coalesce(sum(coalesce(model, ?1)=?2), 0), coalesce(sum(coalesce(refused, 0)=?2), 0)"
+        "SELECT coalesce(sum(coalesce(model, ?)=?), 0), coalesce(sum(coalesce(refused, 0)=?), 0)"
         " FROM device LEFT JOIN holds USING(did) WHERE state='active'",
         current,
+        counter,
         counter,
     )[0]
     return {"counter": counter, "share": share, "holding": holding, "refused": refused}

@@ -178,7 +178,8 @@ def device_rows(store: Store) -> list[dict[str, Any]]:
     now, boot = statedir.boot_clock_s(), statedir.boot_id()
     outliers = store.outliers()
     trouble = dict(store.rows("SELECT did, why FROM boot WHERE why IS NOT NULL"))
-    models = {}
+    models: dict[bytes, int] = {}
+    current = wire.decode(wire.Manifest, signed.payload_of(store.get("manifest"))).counter
     for did, model, refused, code, why in store.rows("SELECT did, model, refused, code, why FROM holds"):
         models[did] = model
         if refused is not None and refused > model:
@@ -191,7 +192,7 @@ def device_rows(store: Store) -> list[dict[str, Any]]:
             "last_round": d.last_round,
             "samples": d.samples,
             "last_seen_s": round(now - d.seen, 1) if d.seen is not None and d.boot == boot else None,
-            "model": models.get(d.did),
+            "model": models.get(d.did, current),
             "trouble": trouble.get(d.did),
             "lacks": wire.Lack(d.lacks or 0).names(),
             "outlier": None if (score := outliers.get(d.did)) is None else round(score, 2),

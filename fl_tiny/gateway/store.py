@@ -146,10 +146,8 @@ class Store:
     def note_presence(self, rows: Sequence[tuple[bytes, int, int, float, str, int]]) -> None:
         """Write what heartbeats said: (did, samples, head, seen, boot, lacks) each; a batch is one transaction."""
         with self._transaction() as db:
-            db.executemany(
-                "UPDATE device SET samples=?2, head=?3, seen=?4, boot=?5, lacks=?6 WHERE did=?1",
-                rows,
-            )
+            moved = [(*said, did) for did, *said in rows]
+            db.executemany("UPDATE device SET samples=?, head=?, seen=?, boot=?, lacks=? WHERE did=?", moved)
 
     def add_pairings(self, codes: Sequence[tuple[bytes, bytes]], left_s: float) -> None:
         """Keep new codes (token, secret), each good for ``left_s`` of the running gateway's time."""

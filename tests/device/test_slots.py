@@ -349,6 +349,15 @@ def test_a_model_that_says_the_same_of_everything_is_refused(board: Board, tmp_p
     assert answer.code == Code.CANARY and "the same of every input" in (answer.why or "")
 
 
+def test_without_its_trial_that_model_would_be_in_use(board: Board, tmp_path: Path) -> None:
+    """The negative control: nothing else stands between a signed model and the programs of the board."""
+    numb = changed(tmp_path / "numb.tflite", NEW_MODEL, 1, lambda ps: [np.zeros_like(p) for p in ps])
+    message, head = board.receive(numb)
+    with closing(board.store()) as store:
+        slots.switch(board.directory, store, message, head, same_features=False)
+    assert slots.digest_of(board.folder / CURRENT) == sha(numb)
+
+
 def test_a_model_that_fails_its_canary_is_refused(board: Board, tmp_path: Path) -> None:
     data = npz(tmp_path / "c.npz", lambda x: np.arange(len(x)) % 10)
     answer = board.tried(*board.receive(NEW_MODEL, canary=(data, 0.9)))
