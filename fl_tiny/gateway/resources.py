@@ -7,9 +7,10 @@ import base64
 import hashlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from fl_tiny.errors import EnvironmentFault, FlTinyError, RemoteError
+from fl_tiny.gateway.commit import Commits
 from fl_tiny.gateway.service import Gateway, raise_refusal
 from fl_tiny.gateway.tables import Device, Entry
 from fl_tiny.net.coap import Request, Response
@@ -24,7 +25,8 @@ NOT_FOUND, NOT_ALLOWED, UNAUTHORISED = "4.04", "4.05", "4.01"
 DIRECTORY = '</d>;rt="fl.device";ct=60,</m>;rt="fl.head";ct=18,</o>;rt="fl.offer";ct=60,</u>;rt="fl.update"'
 PAIR, PEER = "pair:", "peer:"
 
-Resource = Callable[[Request, Device], Response]
+Answer = Response | Awaitable[Response]  # awaitable: it waits for the disk
+Resource = Callable[[Request, Device], Answer]
 
 
 class Resources:
@@ -33,6 +35,7 @@ class Resources:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._store = gateway.store
+        self._commits = Commits(gateway)
         self.refused = 0
         self._table: dict[tuple[str, str], Resource] = {
             ("POST", "d"): self._register,
@@ -44,6 +47,10 @@ class Resources:
             ("GET", "u"): self._held,
             ("POST", "u"): self._finalise,
         }
+
+    def close(self) -> None:
+        """Write what waits for the next transaction."""
+        self._commits.flush()
 
     def key_of(self, identity: str) -> bytes | None:
         """The PSK of an identity, or None: what the DTLS front door asks."""
@@ -58,7 +65,8 @@ class Resources:
     async def handle(self, request: Request) -> Response:
         """The response to one request; a refusal is a counted 4.xx with a problem body, never an exception."""
         try:
-            return self._dispatch(request)
+            answer = self._dispatch(request)
+            return answer if isinstance(answer, Response) else await answer
         except RemoteError as fault:
             self.refused += 1
             return Response(problem.COAP_CODE[Code(fault.code)], problem.encode(fault), PROBLEM)
@@ -66,7 +74,7 @@ class Resources:
             log.error("request failed path=/%s: %s", "/".join(request.path), fault)
             return Response("5.03", problem.encode(fault), PROBLEM, max_age=10)
 
-    def _dispatch(self, request: Request) -> Response:
+    def _dispatch(self, request: Request) -> Answer:
         if request.identity.startswith(PAIR):
             return self._for_newcomer(request)
         if request.method == "GET" and request.path == (".well-known", "core"):
@@ -160,9 +168,9 @@ class Resources:
             return _refusal(NOT_FOUND, "no round is open", Code.LATE)
         return Response("2.05", wire.encode(self._gateway.offer()), CBOR)
 
-    def _answer(self, request: Request, device: Device) -> Response:
+    async def _answer(self, request: Request, device: Device) -> Response:
         answer = wire.decode(wire.Answer, request.payload)
-        self._gateway.answer(Answered(device.did, answer.rid, answer.said))
+        await self._commits.answer(Answered(device.did, answer.rid, answer.said))
         return Response("2.04", wire.encode(self._gateway.saw(device)), CBOR)
 
     def _chunk(self, request: Request, device: Device) -> Response:
@@ -177,7 +185,7 @@ class Resources:
         sid, raw = _sid(request)
         return Response("2.05", wire.encode(self._gateway.uploads.held(device.did, sid, raw)), CBOR)
 
-    def _finalise(self, request: Request, device: Device) -> Response:
+    async def _finalise(self, request: Request, device: Device) -> Response:
         sid, raw = _sid(request)
         update = wire.decode(wire.Update, signed.verify(request.payload, device.pk))
         if update.did != device.did:
@@ -205,8 +213,8 @@ class Resources:
             update.ranges,
             codes,
         )
-        self._gateway.receive(entry)
-        return self._receipt(update, request.payload, device, wire.Status.ACCEPTED)
+        status = await self._commits.receive(update.rid, entry)
+        return self._receipt(update, request.payload, device, status)
 
     def _receipt(self, update: wire.Update, message: bytes, device: Device, status: wire.Status) -> Response:
         digest = hashlib.sha256(message).digest()

@@ -99,6 +99,7 @@ async def _serve(
     finally:
         if web:
             web.cancel()
+        resources.close()
         gateway.save_all()
         await server.close()
         store.close()

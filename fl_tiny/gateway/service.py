@@ -9,7 +9,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,6 @@ from fl_tiny.protocol import signed, wire
 from fl_tiny.protocol.rounds import (
     Abort,
     Action,
-    Answered,
     Came,
     Delivered,
     Event,
@@ -158,26 +157,25 @@ class Gateway:
 
     def handle(self, event: Event) -> list[Action]:
         """Give the round's machine an event, carry out its closing actions, and return all of them."""
-        actions = self.rounds.handle(event, time.monotonic())
-        self._close(actions)
+        actions = self.machine(event)
+        self.carry_out(actions)
         return actions
 
-    def answer(self, event: Answered) -> None:
-        """Keep a device's answer. On the disk when this returns. Raises: RemoteError when it does not fit the round."""
-        actions = self.rounds.handle(event, time.monotonic())
-        raise_refusal(actions)
-        self.store.answer(event.rid, event.did, event.said)
-        self._close(actions)
+    def machine(self, event: Event) -> list[Action]:
+        """Give the round's machine an event; the caller carries out what it says."""
+        return self.rounds.handle(event, time.monotonic())
 
-    def receive(self, entry: Entry) -> None:
-        """Put an accepted update into the ledger, then into the sum. On the disk when this returns."""
-        assert self.rounds.rid is not None and entry.codes is not None
-        self.store.receive(self.rounds.rid, entry)
-        self.gathering.add(entry.codes, entry.samples)
-        self.uploads.drop(entry.did)
-        self.emit("update", {"number": self.head.number + 1, "status": "accepted", "device": entry.did.hex()})
-        log.info("update accepted round=%d device=%s", self.head.number + 1, entry.did.hex()[:8])
-        self.handle(Delivered(entry.did))
+    def received(self, rid: bytes, entries: Sequence[Entry]) -> None:
+        """Updates that are in the ledger now: into the sum with all of them, then the round may close."""
+        for entry in entries:
+            assert entry.codes is not None
+            self.gathering.add(entry.codes, entry.samples)
+            self.uploads.drop(entry.did)
+            self.emit("update", {"number": self.head.number + 1, "status": "accepted", "device": entry.did.hex()})
+            log.info("update accepted round=%d device=%s", self.head.number + 1, entry.did.hex()[:8])
+        for entry in entries:
+            if self.rounds.rid == rid:  # the one before may have closed it, with all of these
+                self.handle(Delivered(entry.did))
 
     def drop_revoked(self) -> None:
         """A command beside us may have revoked devices: take them and their updates out of the open round."""
@@ -203,7 +201,7 @@ class Gateway:
             self._write_off(now)
             if self.rounds.rid is None and self._may_open(now):
                 self._open(now)
-            self._close(self.rounds.tick(now))
+            self.carry_out(self.rounds.tick(now))
             self._save(now)
             await self._sleep(now)
         await self._wait_for_fetches(total)
@@ -266,7 +264,8 @@ class Gateway:
         silent = {did for did, p in self.presence.items() if p.silent}
         return sum(d.state == "active" and d.did not in silent for d in self.store.devices())
 
-    def _close(self, actions: list[Action]) -> None:
+    def carry_out(self, actions: list[Action]) -> None:
+        """Close the round when the machine said so."""
         for action in actions:
             if isinstance(action, (Publish, Abort)):
                 now = time.monotonic()
@@ -331,6 +330,13 @@ class Gateway:
         faults = self.store.faults()
         if faults:
             raise DataError("the ledger is not sound: " + "; ".join(faults), hint=HINT)
+        return self._reopened()
+
+    def rebuild(self) -> None:
+        """A write has failed: the round and its sum anew, as the ledger has them."""
+        self.rounds = self._reopened()
+
+    def _reopened(self) -> Rounds:
         opened = self.store.opened()
         if opened is None:
             return Rounds(self.settings)

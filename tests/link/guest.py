@@ -46,7 +46,7 @@ def gateway(root: Path) -> None:
         for did in dids:
             if did not in here:
                 here.add(did)
-                store.receive(opened.rid, Entry(did, b"s" * 200, 3, None, None, None, None, os.urandom(CODES)))
+                store.receive(opened.rid, [Entry(did, b"s" * 200, 3, None, None, None, None, os.urandom(CODES))])
                 say(f"ack receive {count(head, list(here))}")
         body = os.urandom(CODES)
         digest = hashlib.sha256(body).digest()
