@@ -37,6 +37,7 @@ ONCE_PATIENCE_S = 15.0  # how long `--once` waits for a round that is about to o
 SOON_S = 5.0  # a gateway that asks back this soon has something coming
 MOST_BEHIND = 5  # heads; beyond it a model is chosen between two rounds that follow at once
 KILL_WAIT_S = 1.0
+ROOM_BYTES = 4 << 20  # head, update, residual and choice of the largest head, with SQLite's log of them
 
 
 class Agent:
@@ -119,7 +120,7 @@ class Agent:
             await self._deliver(link, again=True)
         while True:
             told = await self._beat(link)
-            if (told.epoch or 0, told.head) > self._store.head().rank:
+            if (told.epoch or 0, told.head) > self._store.head().rank and self._has_room():
                 await self._fetch_head(link)
                 told = await self._beat(link)  # the next round may have opened meanwhile: one child does both
             if self._needs_nothing(rounds):
@@ -166,6 +167,11 @@ class Agent:
             return  # a head was published between two messages; the next heartbeat says so
         samples, held = self._store.sample_count()
         classes = None if self._manifest.task else len(self._store.counts())
+        if not self._has_room():
+            await link.answer(offer.rid, wire.Said.NO_BUDGET)
+            self._answered = offer.rid
+            self._emit("round", {"number": offer.number, "state": "declined"})
+            return
         self._offer = offer
         for action in self._session.handle(session.OfferSeen(offer, samples, held, classes)):
             assert isinstance(action, session.SendAnswer)
@@ -275,7 +281,7 @@ class Agent:
         training = self._session.state is session.State.TRAINING
         superseded = training or (self._store.get("last_round") or 0) > head.version
         choosing = behind > (MOST_BEHIND if superseded else 0)
-        if self._child is not None or not (training or choosing):
+        if self._child is not None or not (training or choosing) or not self._has_room():
             return
         offer = wire.encode(self._offer) if training and self._offer is not None else None
         self._given = head
@@ -345,6 +351,14 @@ class Agent:
         else:
             log.warning("model/current.tflite is not what was chosen; choosing again")
             self._store.put_kept(replace(kept, chosen_at=-1))
+
+    def _has_room(self) -> bool:
+        """Is there room for what a round writes? Else head, model and journal stay as they are; heartbeats go on."""
+        free = statedir.free_bytes(self._directory)
+        if free >= ROOM_BYTES + 2 * self._manifest.size:  # the model's next file and the one in place
+            return True
+        log.warning("no room for a round free_bytes=%d directory=%s", free, self._directory)
+        return False
 
     def _needs_nothing(self, rounds: int | None) -> bool:
         """Have ``rounds`` rounds counted, and is the last one's head here? What is left to do needs no gateway."""

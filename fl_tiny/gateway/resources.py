@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from fl_tiny.errors import EnvironmentFault, FlTinyError, RemoteError
 from fl_tiny.gateway.commit import Commits
 from fl_tiny.gateway.service import Gateway, raise_refusal
+from fl_tiny.gateway.space import Space
 from fl_tiny.gateway.tables import Device, Entry
 from fl_tiny.net.coap import Request, Response
 from fl_tiny.protocol import problem, signed, wire
@@ -36,6 +37,7 @@ class Resources:
         self._gateway = gateway
         self._store = gateway.store
         self._commits = Commits(gateway)
+        self._space = Space(gateway.store.folder)
         self.refused = 0
         self._table: dict[tuple[str, str], Resource] = {
             ("POST", "d"): self._register,
@@ -118,6 +120,7 @@ class Resources:
         known = self._store.device(did)
         if known is not None and known.state == "revoked":
             raise RemoteError("this device is revoked", code=Code.REVOKED)
+        self._space.check()
         psk = os.urandom(32)
         self._store.enrol(_hex(request.identity[len(PAIR) :]), did, enrol.pk, psk, enrol.name)
         log.info("device enrolled device=%s name=%s", did.hex()[:8], enrol.name)
@@ -177,6 +180,7 @@ class Resources:
         match request.path:
             case ("u", sid, unit) if unit.isdecimal() and len(unit) <= 6:
                 self._may_submit(device)
+                self._space.check()
                 self._gateway.uploads.put(device.did, sid, int(unit), request.payload)
                 return Response("2.04")
         return _refusal(NOT_FOUND, "a chunk goes to /u/SID/UNIT")

@@ -62,6 +62,11 @@ class Store:
         """Give the connection back."""
         self._db.close()
 
+    @property
+    def folder(self) -> Path:
+        """Where the database is."""
+        return Path(self._db.execute("PRAGMA database_list").fetchone()[2]).parent
+
     def _transaction(self) -> AbstractContextManager[sqlite3.Connection]:
         return transaction(self._db, "ledger")
 
