@@ -10,6 +10,9 @@ from pathlib import Path
 
 from fl_tiny.errors import ConfigError, DataError, EnvironmentFault, FlTinyError
 
+# Of SQLite's messages those that say nothing about the file itself (sqlite3ErrStr; codes come with Python 3.11 only).
+PASSING = ("locked", "unable to open", "I/O", "full", "readonly", "out of memory")
+
 
 @contextlib.contextmanager
 def transaction(db: sqlite3.Connection, what: str) -> Iterator[sqlite3.Connection]:
@@ -63,9 +66,9 @@ def reading(path: Path, hint: str) -> Iterator[None]:
     """SQLite's errors in the block as ours. Raises: DataError when ``path`` is damaged; EnvironmentFault."""
     try:
         yield
-    except sqlite3.OperationalError as cause:  # locked, no right, no space, an I/O error: the file may be all right
-        raise EnvironmentFault(f"{path} cannot be read: {cause}") from cause
-    except sqlite3.DatabaseError as cause:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as cause:  # the latter: a message that quotes damaged names
+        if any(word in str(cause) for word in PASSING):
+            raise EnvironmentFault(f"{path} cannot be read: {cause}") from cause
         raise DataError(f"{path} is damaged: {cause}", hint=hint) from cause
 
 

@@ -84,6 +84,12 @@ def is_running(directory: Path) -> bool:
         return True
 
 
+def free_bytes(directory: Path) -> int:
+    """Bytes that may still be written where ``directory`` is."""
+    found = os.statvfs(directory)
+    return found.f_bavail * found.f_frsize
+
+
 def boot_clock_s() -> float:
     """Seconds since boot, time in suspension included; the one clock that two processes of a machine share."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -36,6 +36,7 @@ BACK_OFF_S, BACK_OFF_LIMIT_S = 5.0, 900.0  # docs/protocol.md, stale session: fu
 ONCE_PATIENCE_S = 15.0  # how long `--once` waits for a round that is about to open, or for the head of its own
 SOON_S = 5.0  # a gateway that asks back this soon has something coming
 MOST_BEHIND = 5  # heads; beyond it a model is chosen between two rounds that follow at once
+ROOM_BYTES = 4 << 20  # head, update, residual and choice of the largest head, with SQLite's log of them
 
 
 class Agent:
@@ -134,7 +135,7 @@ class Agent:
             await self._deliver(link, again=True)
         while True:
             told = await self._beat(link)
-            if (told.epoch or 0, told.head) > self._store.head().rank:
+            if (told.epoch or 0, told.head) > self._store.head().rank and self._has_room():
                 await self._fetch_head(link)
                 told = await self._beat(link)  # the next round may have opened meanwhile: one child does both
             if self._session.state is session.State.IDLE:
@@ -187,6 +188,11 @@ class Agent:
             return  # a head was published between two messages; the next heartbeat says so
         samples, held = self._store.sample_count()
         classes = None if self._manifest.task else len(self._store.counts())
+        if not self._has_room():
+            await link.answer(offer.rid, wire.Said.NO_BUDGET)
+            self._answered = offer.rid
+            self._emit("round", {"number": offer.number, "state": "declined"})
+            return
         if offer.encoding == wire.BY_LINK:
             offer = replace(offer, encoding=wire.Encoding.INT4.value if link.quality.is_bad else None)
         self._offer = offer
@@ -326,7 +332,9 @@ class Agent:
         training = self._session.state is session.State.TRAINING
         superseded = training or (self._store.get("last_round") or 0) > head.version
         choosing = behind > (MOST_BEHIND if superseded else 0)
-        if self._child.works or not (training or choosing or trial) or (not training and self._child.look()):
+        if self._child.works or not (training or choosing or trial):
+            return
+        if not self._has_room() or (not training and self._child.look()):
             return
         self._trying = trial is not None
         offer = wire.encode(self._offer) if training and self._offer is not None else None
@@ -355,6 +363,14 @@ class Agent:
         if not slots.put_right(self._directory, self._store):
             log.warning("model/current.tflite is not what was chosen; choosing again")
             self._store.put_kept(replace(self._store.kept(), chosen_at=-1))
+
+    def _has_room(self) -> bool:
+        """Is there room for what a round writes? Else head, model and journal stay as they are; heartbeats go on."""
+        free = statedir.free_bytes(self._directory)
+        if free >= ROOM_BYTES + 2 * self._manifest.size:  # the model's next file and the one in place
+            return True
+        log.warning("no room for a round free_bytes=%d directory=%s", free, self._directory)
+        return False
 
     def _needs_nothing(self, rounds: int | None) -> bool:
         """Have ``rounds`` rounds counted, and is the last one's head here? What is left to do needs no gateway."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from fl_tiny.device.quality import Quality
 from fl_tiny.device.store import HeldHead
-from fl_tiny.errors import MalformedMessage, RemoteError
+from fl_tiny.errors import EnvironmentFault, MalformedMessage, RemoteError
 from fl_tiny.net.coap import Client, Response
 from fl_tiny.protocol import problem, signed, wire
 from fl_tiny.protocol.rekey import Rekeyed
@@ -149,5 +149,7 @@ def _good(answer: Response) -> Response:
     """``answer`` when it is 2.xx. Raises: RemoteError."""
     if answer.code.startswith("2."):
         return answer
+    if answer.code == "5.03":  # no room or no time, and no word on what was asked: it is asked again, with back-off
+        raise EnvironmentFault(f"the gateway cannot take this now (5.03, Max-Age {answer.max_age})")
     found = problem.decode(answer.payload)
     raise RemoteError(f"the gateway answered {answer.code}: {found.detail or 'no reason given'}", code=found.code)

@@ -23,9 +23,10 @@ from fl_tiny.protocol import signed, wire
 
 SCHEMA_VERSION = 3
 PRAGMAS = (
+    "page_size=1024",  # of a new file: a transaction writes whole pages, to the log and later to their place
     "journal_mode=WAL",
     "synchronous=FULL",
-    "secure_delete=ON",  # what is forgotten leaves no features behind
+    "secure_delete=FAST",  # `forget` vacuums; zeroing each freed page of codes would write as much as the codes
     "trusted_schema=OFF",
     "cache_size=-256",  # KiB: an idle device's memory counts more than a page read twice
 )

@@ -202,6 +202,14 @@ class Grams:
         return self._start.made(self._sum.total)
 
 
+@dataclass(frozen=True, slots=True)
+class ExactOptions:
+    """wanted: the first head is solved from sums.   min_samples: the fewest that a device may sum."""
+
+    wanted: bool = False
+    min_samples: int = 10
+
+
 class ExactStart:
     """Heads from sums, for one model: always from its own head, so that they depend on the sums alone.
 

@@ -8,11 +8,13 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from fl_tiny.errors import EnvironmentFault, FlTinyError, RemoteError
+from fl_tiny.gateway.commit import Commits
 from fl_tiny.gateway.identity import device_of
 from fl_tiny.gateway.service import Gateway, raise_refusal
+from fl_tiny.gateway.space import Space
 from fl_tiny.gateway.tables import Device, Entry, Version
 from fl_tiny.net.coap import Request, Response
 from fl_tiny.protocol import problem, signed, wire
@@ -28,7 +30,8 @@ NOT_FOUND, NOT_ALLOWED, UNAUTHORISED = "4.04", "4.05", "4.01"
 DIRECTORY = '</d>;rt="fl.device";ct=60,</m>;rt="fl.head";ct=18,</o>;rt="fl.offer";ct=60,</u>;rt="fl.update"'
 PEER = "peer:"
 
-Resource = Callable[[Request, Device], Response]
+Answer = Response | Awaitable[Response]  # awaitable: it waits for the disk
+Resource = Callable[[Request, Device], Answer]
 
 
 class Resources:
@@ -38,6 +41,8 @@ class Resources:
         self._gateway = gateway
         self._store = gateway.store
         self._identities = gateway.identities
+        self._commits = Commits(gateway)
+        self._space = Space(gateway.store.folder)
         self.refused = 0
         self._table: dict[tuple[str, str], Resource] = {
             ("POST", "d"): self._register,
@@ -51,6 +56,10 @@ class Resources:
             ("POST", "k"): self._rekey,
         }
 
+    def close(self) -> None:
+        """Write what waits for the next transaction."""
+        self._commits.flush()
+
     def key_of(self, identity: str) -> bytes | None:
         """The PSK of an identity, or None: what the DTLS front door asks."""
         if identity.startswith(PAIR):
@@ -63,7 +72,8 @@ class Resources:
     async def handle(self, request: Request) -> Response:
         """The response to one request; a refusal is a counted 4.xx with a problem body, never an exception."""
         try:
-            return self._dispatch(request)
+            answer = self._dispatch(request)
+            return answer if isinstance(answer, Response) else await answer
         except RemoteError as fault:
             self.refused += 1
             return Response(problem.COAP_CODE[Code(fault.code)], problem.encode(fault), PROBLEM)
@@ -71,7 +81,7 @@ class Resources:
             log.error("request failed path=/%s: %s", "/".join(request.path), fault)
             return Response("5.03", problem.encode(fault), PROBLEM, max_age=10)
 
-    def _dispatch(self, request: Request) -> Response:
+    def _dispatch(self, request: Request) -> Answer:
         if request.identity.startswith(PAIR):
             return self._for_newcomer(request)
         if request.method == "GET" and request.path == (".well-known", "core"):
@@ -120,6 +130,7 @@ class Resources:
         known = self._store.device(did)
         if known is not None and known.state == "revoked":
             raise RemoteError("this device is revoked", code=Code.REVOKED)
+        self._space.check()
         psk = os.urandom(32)
         self._store.enrol(device_of(request.identity[len(PAIR) :]), did, enrol.pk, psk, enrol.name)
         self._identities.enrolled(did, time.monotonic())
@@ -183,15 +194,16 @@ class Resources:
             return _refusal(NOT_FOUND, "no round is open", Code.LATE)
         return Response("2.05", wire.encode(self._gateway.offer(device.did)), CBOR)
 
-    def _answer(self, request: Request, device: Device) -> Response:
+    async def _answer(self, request: Request, device: Device) -> Response:
         answer = wire.decode(wire.Answer, request.payload)
-        self._gateway.answer(Answered(device.did, answer.rid, answer.said))
+        await self._commits.answer(Answered(device.did, answer.rid, answer.said))
         return Response("2.04", wire.encode(self._gateway.saw(device)), CBOR)
 
     def _chunk(self, request: Request, device: Device) -> Response:
         match request.path:
             case ("u", sid, unit) if unit.isdecimal() and len(unit) <= 6:
                 self._may_submit(device)
+                self._space.check()
                 self._gateway.uploads.put(device.did, sid, int(unit), request.payload)
                 return Response("2.04")
         return _refusal(NOT_FOUND, "a chunk goes to /u/SID/UNIT")
@@ -200,7 +212,7 @@ class Resources:
         sid, raw = _sid(request)
         return Response("2.05", wire.encode(self._gateway.uploads.held(device.did, sid, raw)), CBOR)
 
-    def _finalise(self, request: Request, device: Device) -> Response:
+    async def _finalise(self, request: Request, device: Device) -> Response:
         sid, raw = _sid(request)
         update = wire.decode(wire.Update, signed.verify(request.payload, device.pk))
         if update.did != device.did:
@@ -228,8 +240,8 @@ class Resources:
             update.ranges,
             codes,
         )
-        self._gateway.receive(entry)
-        return self._receipt(update, request.payload, device, wire.Status.ACCEPTED)
+        status = await self._commits.receive(update.rid, entry)
+        return self._receipt(update, request.payload, device, status)
 
     def _receipt(self, update: wire.Update, message: bytes, device: Device, status: wire.Status) -> Response:
         digest = hashlib.sha256(message).digest()

@@ -13,9 +13,10 @@ from typing import Any
 from fl_tiny import config, notify, statedir
 from fl_tiny.errors import ConfigError
 from fl_tiny.gateway.encodings import Encodings
+from fl_tiny.gateway.gather import ExactOptions
 from fl_tiny.gateway.models import Models
 from fl_tiny.gateway.resources import Resources
-from fl_tiny.gateway.service import Emit, ExactOptions, Gateway
+from fl_tiny.gateway.service import Emit, Gateway
 from fl_tiny.gateway.setup import GATEWAY_KEY
 from fl_tiny.gateway.store import Store
 from fl_tiny.gateway.strategies import strategy_named
@@ -112,6 +113,7 @@ async def _serve(
     finally:
         if web:
             web.cancel()
+        resources.close()
         gateway.save_all()
         await server.close()
         store.close()

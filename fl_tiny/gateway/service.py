@@ -9,15 +9,25 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from fl_tiny.errors import DataError, RemoteError
 from fl_tiny.gateway import forget
 from fl_tiny.gateway.encodings import KNOWN, Encodings
-from fl_tiny.gateway.gather import Changes, ExactStart, Gathering, Grams, Kind, encoding_of, make_version, train_behind
+from fl_tiny.gateway.gather import (
+    Changes,
+    ExactOptions,
+    ExactStart,
+    Gathering,
+    Grams,
+    Kind,
+    encoding_of,
+    make_version,
+    train_behind,
+)
 from fl_tiny.gateway.identity import Identities
 from fl_tiny.gateway.models import Models
+from fl_tiny.gateway.presence import Presence
 from fl_tiny.gateway.store import HINT, Store
 from fl_tiny.gateway.tables import Device, Entry, OpenRound, Version
 from fl_tiny.gateway.uploads import Uploads
@@ -25,7 +35,6 @@ from fl_tiny.protocol import wire
 from fl_tiny.protocol.rounds import (
     Abort,
     Action,
-    Answered,
     Came,
     Delivered,
     Event,
@@ -57,26 +66,6 @@ SAVE_EVERY_S = 5.0
 FETCH_WAIT_S = 30.0  # how long the last round's participants may take to fetch the head before the gateway ends
 
 
-@dataclass(slots=True)
-class Presence:
-    """What a device's last heartbeat said. seen, since: our monotonic clock."""
-
-    seen: float
-    since: float
-    samples: int = 0
-    head: int = 0
-    silent: bool = False  # it let a round wait; it counts again when it speaks
-    lacks: int = 0  # what its training waits for
-
-
-@dataclass(frozen=True, slots=True)
-class ExactOptions:
-    """wanted: the first head is solved from sums.   min_samples: the fewest that a device may sum."""
-
-    wanted: bool = False
-    min_samples: int = 10
-
-
 class Gateway:
     """One fleet's rounds over one store; ``now`` everywhere is ``time.monotonic()``."""
 
@@ -88,7 +77,7 @@ class Gateway:
         settings: RoundSettings,
         train: wire.Train,
         max_samples: int,
-        exact: ExactOptions = ExactOptions(),
+        exact: ExactOptions | None = None,
         strategy: Strategy | None = None,
         encodings: Encodings | None = None,
     ) -> None:
@@ -106,7 +95,7 @@ class Gateway:
         self.epoch = store.epoch
         self.encodings: dict[bytes, Sequence[int]] = {}  # what each device registered with can send
         self._encodings = encodings or Encodings()
-        self._exact = exact
+        self._exact = exact or ExactOptions()
         self._seed = seed
         self._boot = boot_id()
         self._dirty: set[bytes] = set()
@@ -187,26 +176,25 @@ class Gateway:
 
     def handle(self, event: Event) -> list[Action]:
         """Give the round's machine an event, carry out its closing actions, and return all of them."""
-        actions = self.rounds.handle(event, time.monotonic())
-        self._close(actions)
+        actions = self.machine(event)
+        self.carry_out(actions)
         return actions
 
-    def answer(self, event: Answered) -> None:
-        """Keep a device's answer. On the disk when this returns. Raises: RemoteError when it does not fit the round."""
-        actions = self.rounds.handle(event, time.monotonic())
-        raise_refusal(actions)
-        self.store.answer(event.rid, event.did, event.said)
-        self._close(actions)
+    def machine(self, event: Event) -> list[Action]:
+        """Give the round's machine an event; the caller carries out what it says."""
+        return self.rounds.handle(event, time.monotonic())
 
-    def receive(self, entry: Entry) -> None:
-        """Put an accepted update into the ledger, then into the sum. On the disk when this returns."""
-        assert self.rounds.rid is not None and entry.codes is not None
-        self.store.receive(self.rounds.rid, entry)
-        self.gathering.add(entry.codes, entry.samples, encoding_of(entry))
-        self.uploads.drop(entry.did)
-        self.emit("update", {"number": self.head.number + 1, "status": "accepted", "device": entry.did.hex()})
-        log.info("update accepted round=%d device=%s", self.head.number + 1, entry.did.hex()[:8])
-        self.handle(Delivered(entry.did))
+    def received(self, rid: bytes, entries: Sequence[Entry]) -> None:
+        """Updates that are in the ledger now: into the sum with all of them, then the round may close."""
+        for entry in entries:
+            assert entry.codes is not None
+            self.gathering.add(entry.codes, entry.samples, encoding_of(entry))
+            self.uploads.drop(entry.did)
+            self.emit("update", {"number": self.head.number + 1, "status": "accepted", "device": entry.did.hex()})
+            log.info("update accepted round=%d device=%s", self.head.number + 1, entry.did.hex()[:8])
+        for entry in entries:
+            if self.rounds.rid == rid:  # the one before may have closed it, with all of these
+                self.handle(Delivered(entry.did))
 
     def drop_revoked(self) -> None:
         """Devices may have been revoked, or put in quarantine: out with their sessions, and with their updates."""
@@ -236,7 +224,7 @@ class Gateway:
             self._write_off(now)
             if self.rounds.rid is None and self._may_open(now):
                 self._open(now)
-            self._close(self.rounds.tick(now))
+            self.carry_out(self.rounds.tick(now))
             self._save(now)
             await self._sleep(now)
         await self._wait_for_fetches(total)
@@ -301,7 +289,8 @@ class Gateway:
         trains = self.models.trains
         return sum(d.state == "active" and d.did not in silent and trains(d.did) for d in self.store.devices())
 
-    def _close(self, actions: list[Action]) -> None:
+    def carry_out(self, actions: list[Action]) -> None:
+        """Close the round when the machine said so."""
         for action in actions:
             if isinstance(action, (Publish, Abort)):
                 now = time.monotonic()
@@ -388,6 +377,13 @@ class Gateway:
         faults = self.store.faults()
         if faults:
             raise DataError("the ledger is not sound: " + "; ".join(faults), hint=HINT)
+        return self._reopened()
+
+    def rebuild(self) -> None:
+        """A write has failed: the round and its sum anew, as the ledger has them."""
+        self.rounds = self._reopened()
+
+    def _reopened(self) -> Rounds:
         opened = self.store.opened()
         if opened is None:
             return Rounds(self.settings)
@@ -424,9 +420,7 @@ class Gateway:
         if self._dirty:
             shift = boot_clock_s() - now
             known = [(did, self.presence[did]) for did in self._dirty if did in self.presence]
-            self.store.note_presence(
-                [(did, p.samples, p.head, p.seen + shift, self._boot, p.lacks) for did, p in known]
-            )
+            self.store.note_presence([p.row(did, shift, self._boot) for did, p in known])
             self._dirty.clear()
 
     async def _wait_for_fetches(self, total: int) -> None:

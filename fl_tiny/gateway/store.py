@@ -74,6 +74,11 @@ class Store:
         """Give the connection back."""
         self._db.close()
 
+    @property
+    def folder(self) -> Path:
+        """Where the database is."""
+        return Path(self._db.execute("PRAGMA database_list").fetchone()[2]).parent
+
     def _transaction(self) -> AbstractContextManager[sqlite3.Connection]:
         return transaction(self._db, "ledger")
 
@@ -198,39 +203,33 @@ class Store:
         with self._transaction() as db:
             db.execute("UPDATE round SET left_s=? WHERE rid=?", (left_s, rid))
 
-    def answer(self, rid: bytes, did: bytes, said: int) -> None:
-        """Keep a device's answer; the last one counts."""
+    def answer(self, rows: Sequence[tuple[bytes, bytes, int]]) -> None:
+        """Keep devices' answers, (rid, did, said) each; the last one of a device counts."""
         with self._transaction() as db:
-            db.execute("INSERT OR REPLACE INTO answer VALUES(?,?,?)", (rid, did, said))
+            db.executemany("INSERT OR REPLACE INTO answer VALUES(?,?,?)", rows)
 
     def answers(self, rid: bytes) -> list[tuple[bytes, int]]:
         """(did, said) of everyone who answered."""
         return list(self._db.execute("SELECT did, said FROM answer WHERE rid=?", (rid,)))
 
-    def receive(self, rid: bytes, entry: Entry) -> None:
-        """An accepted update, its evidence and its codes: all or nothing, on the disk when this returns.
+    def receive(self, rid: bytes, entries: Sequence[Entry]) -> dict[bytes, Code]:
+        """Accepted updates, their evidence and their codes: all or nothing, on the disk when this returns.
 
-        Raises: RemoteError with Code.CONFLICT when the device has delivered other bytes in this round.
+        Returns why one is left out, by device: it is revoked, or has delivered in this round before.
         """
-        try:
-            with self._transaction() as db:
-                db.execute(
-                    "INSERT INTO ledger VALUES(?,?,?,?,?,?,?,?,?,?,NULL)",
-                    (
-                        rid,
-                        entry.did,
-                        entry.signed,
-                        entry.samples,
-                        Status.ACCEPTED.value,
-                        entry.held,
-                        entry.loss,
-                        entry.accuracy,
-                        floats_to_bytes(entry.ranges),
-                        entry.codes,
-                    ),
-                )
-        except sqlite3.IntegrityError as cause:
-            raise RemoteError("this device has delivered other bytes in this round", code=Code.CONFLICT) from cause
+        refused: dict[bytes, Code] = {}
+        with self._transaction() as db:
+            for e in entries:
+                facts = (rid, e.did, e.signed, e.samples, Status.ACCEPTED.value, e.held, e.loss, e.accuracy)
+                known = db.execute("SELECT state FROM device WHERE did=?", (e.did,)).fetchone()
+                if known is None or known[0] == "revoked":
+                    refused[e.did] = Code.REVOKED
+                elif not db.execute(
+                    "INSERT OR IGNORE INTO ledger VALUES(?,?,?,?,?,?,?,?,?,?,NULL)",
+                    (*facts, floats_to_bytes(e.ranges), e.codes),
+                ).rowcount:
+                    refused[e.did] = Code.CONFLICT
+        return refused
 
     def entry(self, rid: bytes, did: bytes) -> tuple[bytes, int] | None:
         """(signed update, status) of what a device delivered in a round."""

@@ -145,4 +145,4 @@ def test_a_refusal_ends_no_session_and_a_revocation_does(tmp_path: Path) -> None
 
 
 async def beat(wanted: Upgrade, link: Link) -> Any:
-    return await link.heartbeat(wire.Heartbeat(0, 0, *wanted.heartbeat()))
+    return await link.heartbeat(wire.Heartbeat(0, 0, None, *wanted.heartbeat()))

@@ -89,13 +89,13 @@ def test_forgetting_ends_an_open_round_and_leaves_a_sound_ledger(tmp_path: Path)
     for did in dids:
         enrol(store, did)
         samples = gram.from_bytes(honest[did], start.plan.width, start.plan.outputs).samples
-        store.receive(b"r" * 8, Entry(did, b"signed", samples, None, None, None, None, honest[did]))
+        store.receive(b"r" * 8, [Entry(did, b"signed", samples, None, None, None, None, honest[did])])
     seed = bytes(32)
     first = forget.make_version(1, start.made(total), total.samples, bytes(32), seed)
     store.publish(b"r" * 8, first, 1.0, outliers=dict.fromkeys(dids))
     assert store.faults() == []
     store.open_round(OpenRound(b"s" * 8, 2, 1, 60.0, "train"))
-    store.receive(b"s" * 8, Entry(dids[0], b"signed", 9, None, None, None, None, b"codes"))
+    store.receive(b"s" * 8, [Entry(dids[0], b"signed", 9, None, None, None, None, b"codes")])
     version = forget.carry_out(store, start, seed, dids[1])
     rest = start.total(honest[did] for did in (dids[0], dids[2]))
     assert version.number == 2 and version.body == start.made(rest).head.head.body and version.weight == rest.samples

@@ -81,8 +81,9 @@ class Doom:
 def commit_late() -> None:
     """The control: receipts leave before COMMIT, and the process ends before the first one."""
 
-    def receive(of: Store, *args: Any) -> None:
+    def receive(of: Store, *args: Any) -> dict[bytes, Any]:
         asyncio.get_running_loop().call_later(0.2, os.kill, os.getpid(), signal.SIGKILL)
+        return {}
 
     Store.receive = receive  # type: ignore[method-assign]
 

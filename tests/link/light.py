@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import random
 import signal
 import socket
@@ -29,8 +30,10 @@ from fl_tiny.net import client
 from fl_tiny.protocol import signed, wire
 
 MODEL = Path(__file__).parents[1] / "models/bench/head_224-16-4.tflite"
+ROOT = Path(__file__).parents[2]
 DOOMED = Path(__file__).with_name("doomed.py")
 POLL_S = 0.1
+STAGGER_S = 0.05  # so that a round takes several transactions, two of four devices at least
 FAST = {"LAN_STALE_S": 1.0, "ATTEMPT_S": 1.5, "HINT_S": 0.2, "POLL_S": 0.1, "REFUSED_S": 0.3}  # a kill costs seconds
 
 
@@ -78,7 +81,7 @@ class Device:
                 await link.answer(self.owed[0], wire.Said.JOIN)
             await self._deliver(link, again=True)
         while self.head < until:
-            told = await link.heartbeat(self.head, 50)
+            told = await link.heartbeat(wire.Heartbeat(self.head, 50))
             self.head = told.head
             if told.rid is not None and told.rid != self.answered:
                 await self._take_part(link)
@@ -86,6 +89,7 @@ class Device:
 
     async def _take_part(self, link: Link) -> None:
         offer = await link.offer()
+        await asyncio.sleep(self.place % 4 * STAGGER_S)
         await link.answer(offer.rid, wire.Said.JOIN)
         self.answered = offer.rid
         codes, samples = work(self.place, offer.number)
@@ -168,7 +172,11 @@ class Harness:
                     break
                 words = [self.directory, port, len(self.devices), kill.number, kill.point, kill.nth, control]
                 process = await asyncio.create_subprocess_exec(
-                    sys.executable, DOOMED, *map(str, words), stdout=asyncio.subprocess.DEVNULL, stderr=None
+                    sys.executable,
+                    DOOMED,
+                    *map(str, words),
+                    stdout=asyncio.subprocess.DEVNULL,
+                    env={**os.environ, "PYTHONPATH": str(ROOT)},
                 )
                 ended = asyncio.ensure_future(process.wait())
                 await asyncio.wait([ended, alive], timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
@@ -218,7 +226,7 @@ def random_kills(seed: int, rounds: range, points: tuple[str, ...], devices: int
     kills = []
     for number in rounds:
         point = rng.choice(points)
-        often = devices if point.startswith(("answer", "receive")) else 4 * devices if point == "chunk" else 1
+        often = 2 if point.startswith(("answer", "receive")) else 4 * devices if point == "chunk" else 1
         kills.append(Kill(number, point, rng.randint(1, often)))
     return kills
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from fl_tiny.errors import RemoteError
 from fl_tiny.gateway.store import Store
 from fl_tiny.gateway.tables import Entry, OpenRound
+from fl_tiny.protocol.wire import Code
 
 from .doomed import POINTS
 from .light import Harness, Kill, Run, random_kills, unharmed
@@ -61,9 +61,8 @@ def test_the_harness_sees_a_device_that_counts_twice(tmp_path: Path) -> None:
     store = Store.open(path)
     store.open_round(OpenRound(b"r" * 8, 1, 0, 60.0, "train"))
     entry = Entry(device.did, b"signed", 5, None, None, None, None, b"codes")
-    store.receive(b"r" * 8, entry)
-    with pytest.raises(RemoteError, match="other bytes"):
-        store.receive(b"r" * 8, entry)
+    assert store.receive(b"r" * 8, [entry]) == {}
+    assert store.receive(b"r" * 8, [entry]) == {device.did: Code.CONFLICT}
     run = Run(harness.directory, [], 0, [])
     assert run.faults() == []
     with closing(sqlite3.connect(path)) as db:
@@ -71,5 +70,5 @@ def test_the_harness_sees_a_device_that_counts_twice(tmp_path: Path) -> None:
         db.execute("DROP TABLE ledger")
         db.execute("ALTER TABLE unkeyed RENAME TO ledger")
         db.commit()
-    Store.open(path).receive(b"r" * 8, entry)
+    Store.open(path).receive(b"r" * 8, [entry])
     assert [fault[:2] for fault in run.faults()] == ["I2"]
