@@ -414,8 +414,9 @@ class Store:
             " AND number NOT IN (SELECT number FROM version)",
             "an accepted update of a published round was consumed by no head": "SELECT 1 FROM ledger JOIN round"
             " USING(rid) WHERE status=0 AND round.state='published' AND consumed_by IS NOT round.number",
-            "a head's weight is not that of its updates": "SELECT 1 FROM version v WHERE number>0 AND weight!="
-            "(SELECT sum(samples) FROM ledger WHERE consumed_by=v.number)"
+            "a head's weight is not that of its updates": "SELECT 1 FROM version JOIN (SELECT consumed_by number,"
+            " sum(samples) total FROM ledger WHERE consumed_by IS NOT NULL GROUP BY 1) USING(number)"
+            " WHERE number>0 AND weight!=total"
             " AND number NOT IN (SELECT number FROM round WHERE kind IN ('forget', 'model'))",
         }
         with database.reading(Path("the ledger"), HINT):

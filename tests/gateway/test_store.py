@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 import sqlite3
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -111,3 +112,32 @@ def test_damaged_bytes_are_found_or_harm_nothing(tmp_path: Path) -> None:
             refused += 1
         opened.close()
     assert refused >= 20, "every page of noise is found"
+
+
+def test_a_long_history_is_checked_quickly_and_a_wrong_weight_is_found(tmp_path: Path) -> None:
+    setup.initialise(tmp_path / "gw", MODEL, None, setup.Wanted(2))
+    path = tmp_path / "gw/state.db"
+    with closing(sqlite3.connect(path)) as db:
+        db.executemany(
+            "INSERT INTO device(did, pk, psk, state) VALUES(?,?,x'00','active')", [(b"%d" % n,) * 2 for n in range(10)]
+        )
+        for number in range(1, 4001):
+            rid = b"%d" % number
+            db.execute("INSERT INTO version VALUES(?,x'00',x'00',x'00',x'',x'',30)", (number,))
+            db.execute(
+                "INSERT INTO round(rid, number, base, state, left_s) VALUES(?,?,?,'published',0)",
+                (rid, number, number - 1),
+            )
+            rows = [(rid, b"%d" % n, number) for n in range(10)]
+            db.executemany(
+                "INSERT INTO ledger(rid, did, signed, samples, status, consumed_by) VALUES(?,?,x'00',3,0,?)", rows
+            )
+        db.commit()
+    opened = Store.open(path)
+    began = time.monotonic()
+    assert opened.faults() == []
+    assert time.monotonic() - began < 5, "half a year of hourly rounds: seconds, not minutes"
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("UPDATE version SET weight=31 WHERE number=7")
+        db.commit()
+    assert opened.faults() == ["a head's weight is not that of its updates"]
