@@ -147,7 +147,8 @@ class Agent:
         return await link.heartbeat(self._store.head().version, self._store.sample_count()[0])
 
     async def _fetch_head(self, link: Link) -> None:
-        held = await link.head(self._manifest_digest, self._manifest.body_size, self._store.get("gateway_pk"))
+        wanted = (self._manifest_digest, self._manifest.body_size, self._store.get("gateway_pk"))
+        held = await link.head(*wanted, self._store.head(), self._manifest.shapes)
         if held.version > self._store.head().version:
             self._store.put_head(held, anew=_solved_since(held) > self._store.head().version)
             self._emit("round", {"number": held.version, "state": "published"})

@@ -72,7 +72,7 @@ class Resources:
         if request.method == "GET" and request.path == (".well-known", "core"):
             return Response("2.05", DIRECTORY.encode(), LINKS)
         if request.method == "GET" and request.path[:1] == ("m",):
-            return self._model(request)
+            return self._delta(request.path[1]) if request.path[2:] == ("d",) else self._model(request)
         if request.identity.startswith(PEER):
             return self._for_peer(request)
         first = request.path[0] if request.path else ""
@@ -153,6 +153,12 @@ class Resources:
             case ("m", name, "s") if name == wire.name_of(self._gateway.manifest_digest):
                 return Response("2.05", self._store.get("manifest"), COSE)
         return _refusal(NOT_FOUND, "no head or model of this name; GET /m names the current ones")
+
+    def _delta(self, name: str) -> Response:
+        """What leads to the current head from the one before."""
+        digest = self._gateway.head.digest
+        found = self._gateway.delta() if name == wire.name_of(digest) else None
+        return Response("2.05", found, OCTETS, digest[:8]) if found else _refusal(NOT_FOUND, "no delta to this head")
 
     # ---- a round --------------------------------------------------------------------------------------------
 

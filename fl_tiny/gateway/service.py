@@ -21,6 +21,7 @@ from fl_tiny.gateway.store import Store
 from fl_tiny.gateway.tables import Device, Entry, OpenRound, Version
 from fl_tiny.gateway.uploads import Uploads
 from fl_tiny.protocol import signed, wire
+from fl_tiny.protocol.delta import difference
 from fl_tiny.protocol.rounds import (
     Abort,
     Action,
@@ -103,6 +104,7 @@ class Gateway:
         self.head: Version = store.head()
         self.encodings: dict[bytes, Sequence[int]] = {}  # what each device registered with can send
         self._encodings = encodings or Encodings()
+        self._delta: tuple[bytes, bytes | None] = (b"", None)  # of which head, kept from request to request
         self._exact = exact
         self._seed = seed
         self._boot = boot_id()
@@ -160,6 +162,15 @@ class Gateway:
             self.gathering.config,
             *self._encodings.offered(able, self.manifest.parameters),
         )
+
+    def delta(self) -> bytes | None:
+        """What leads to the current head from the one before, when its signed form promises it."""
+        if self._delta[0] != self.head.digest:
+            head = wire.decode(wire.Head, signed.payload_of(self.head.signed))
+            base = self.store.version(self.head.number - 1) if head.delta else None
+            found = difference(base.body, self.head.body, self.manifest.shapes) if base else None
+            self._delta = (self.head.digest, found[1] if found else None)
+        return self._delta[1]
 
     def handle(self, event: Event) -> list[Action]:
         """Give the round's machine an event, carry out its closing actions, and return all of them."""

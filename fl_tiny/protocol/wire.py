@@ -206,12 +206,22 @@ class Manifest:
 
 
 @dataclass(frozen=True, slots=True)
+class Delta:
+    """What leads to a head from another (protocol/delta.py): its encoding and bytes, the other's SHA-256."""
+
+    encoding: Annotated[int, Key(1, uint(Encoding.INT4, Encoding.TOPK))]
+    size: Annotated[int, Key(2, uint(1, 2 * MAX_CODES))]
+    base: Annotated[bytes, Key(3, H256)]
+
+
+@dataclass(frozen=True, slots=True)
 class Head:
     """A version of the head for one manifest; signed by the gateway.
 
     digest: SHA-256 of the canonical body (protocol/update.py).   scales: one a weight tensor.
     ranges: lo, hi of each layer's outputs on the fleet's data, for boards without samples; absent: keep the model's.
     since: the last version solved from sums; what a device has left to say of a head before it is void.
+    delta: a shorter way for a device that holds the head before.
     """
 
     KIND: ClassVar[int] = 8
@@ -222,6 +232,7 @@ class Head:
     scales: Annotated[tuple[float, ...], Key(5, SCALES)]
     ranges: Annotated[tuple[float, ...] | None, Key(6, RANGES)] = None
     since: Annotated[int | None, Key(7, uint(1, U32))] = None
+    delta: Annotated[Delta | None, Key(12, part(Delta))] = None
 
 
 # ---- a round ------------------------------------------------------------------------------------------------
