@@ -284,7 +284,7 @@ def make_version(
 def delta_to(new: HeadBody, base: Version, scales: tuple[float, ...], shapes: Shapes) -> wire.Delta | None:
     """What a signed head says of the delta from ``base``. scales: those of ``base``."""
     found = difference(base.body, new.body, shapes) if new.scales == scales else None
-    return wire.Delta(found[0].value, len(found[1]), base.digest) if found else None
+    return wire.Delta(found[0], len(found[1]), base.digest) if found else None
 
 
 def encoding_of(entry: Entry) -> int:

@@ -45,7 +45,8 @@ log = logging.getLogger(__name__)
 
 Emit = Callable[[str, dict[str, Any]], None]
 
-ONLINE_S = 200.0  # three idle heartbeats and a little
+ONLINE_S = 20.0  # beyond three idle heartbeats
+BEATS_PER_S = 200  # heartbeats that a gateway asks for, at most: about a tenth of what one core answers
 SETTLE_S = 2.0  # a round waits this long behind the last newcomer, so that a fleet that starts together is together
 SETTLE_LIMIT_S = 10.0
 GATHER_S = 30.0  # a run's first round waits so long for `clients` devices
@@ -105,6 +106,7 @@ class Gateway:
         self.encodings: dict[bytes, Sequence[int]] = {}  # what each device registered with can send
         self._encodings = encodings or Encodings()
         self._delta: tuple[bytes, bytes | None] = (b"", None)  # of which head, kept from request to request
+        self._online_s = 3 * settings.idle_poll_s + ONLINE_S
         self._exact = exact
         self._seed = seed
         self._boot = boot_id()
@@ -125,7 +127,7 @@ class Gateway:
         """A device has come, perhaps anew after a crash."""
         now = time.monotonic()
         known = self.presence.get(device.did)
-        since = known.since if known and now - known.seen <= ONLINE_S and not known.silent else now
+        since = known.since if known and now - known.seen <= self._online_s and not known.silent else now
         self.presence[device.did] = Presence(now, since, device.samples or 0, device.head or 0)
         self.handle(Came(device.did))
         return self.saw(device)
@@ -134,7 +136,7 @@ class Gateway:
         """A device has spoken: note it, and say what it should do next."""
         now = time.monotonic()
         known = self.presence.setdefault(device.did, Presence(now, now, device.samples or 0, device.head or 0))
-        if now - known.seen > ONLINE_S or known.silent:
+        if now - known.seen > self._online_s or known.silent:
             known.since, known.silent = now, False
         known.seen = now
         known.samples = known.samples if samples is None else samples
@@ -142,6 +144,7 @@ class Gateway:
         self._dirty.add(device.did)
         self._wake.set()
         poll_s = self.rounds.poll_s(device.did, now, self._next_open - now)
+        poll_s = max(poll_s, len(self.presence) / BEATS_PER_S)
         self._due[device.did] = now + poll_s
         invited = self.rounds.rid if self.rounds.invites(device.did) else None
         return wire.Next(round(poll_s * 1000), self.head.number, invited)
@@ -231,7 +234,7 @@ class Gateway:
 
     def online(self, now: float) -> frozenset[bytes]:
         """Devices that have spoken lately and did not let the last round wait."""
-        return frozenset(did for did, p in self.presence.items() if now - p.seen <= ONLINE_S and not p.silent)
+        return frozenset(did for did, p in self.presence.items() if now - p.seen <= self._online_s and not p.silent)
 
     async def _sleep(self, now: float) -> None:
         ends = [now + 1.0]  # commands beside us act within two seconds

@@ -61,6 +61,7 @@ class Encoding(IntEnum):
     TOPK = 2
 
 
+DEFLATED = 3  # a delta's encoding: int4, deflated
 BY_LINK = 3  # an offer's encoding: the device takes int8 on a good link, int4 on a bad one
 
 
@@ -209,7 +210,7 @@ class Manifest:
 class Delta:
     """What leads to a head from another (protocol/delta.py): its encoding and bytes, the other's SHA-256."""
 
-    encoding: Annotated[int, Key(1, uint(Encoding.INT4, Encoding.TOPK))]
+    encoding: Annotated[int, Key(1, uint(Encoding.INT4, DEFLATED))]
     size: Annotated[int, Key(2, uint(1, 2 * MAX_CODES))]
     base: Annotated[bytes, Key(3, H256)]
 

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import contextlib
+import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from fl_tiny.errors import MalformedMessage
 from fl_tiny.protocol import aggregate, update
 from fl_tiny.protocol.delta import applied, difference
-from fl_tiny.protocol.wire import Encoding
+from fl_tiny.protocol.wire import DEFLATED, Encoding
 
 SHAPES = ((10, 128), (10,), (7, 10), (7,))
 COUNT = 1280 + 10 + 70 + 7
@@ -66,7 +68,7 @@ def test_few_changes_take_few_bytes_and_none_take_none() -> None:
     body = bytearray(base.body)
     body[5] = (body[5] + 90) % 256
     found = difference(base.body, bytes(body), SHAPES)
-    assert found is not None and found[0] is Encoding.TOPK and len(found[1]) == 3 + 2 * 17
+    assert found is not None and found[0] == Encoding.TOPK and len(found[1]) == 3 + 2 * 17
     same = difference(base.body, base.body, SHAPES)
     assert same is not None and applied(base.body, same[1], same[0], SHAPES) == base.body
 
@@ -81,7 +83,7 @@ def test_a_head_that_moved_far_or_grew_is_sent_whole() -> None:
     assert difference(bytes(2 * 10), bytes(2 * 10), ((10,),)) is None  # biases alone
 
 
-@given(st.binary(max_size=900), st.integers(0, 3))
+@given(st.binary(max_size=900), st.integers(0, 4))
 def test_any_bytes_are_refused_or_are_a_body(delta: bytes, encoding: int) -> None:
     base = start(5).body
     with contextlib.suppress(MalformedMessage):
@@ -91,3 +93,20 @@ def test_any_bytes_are_refused_or_are_a_body(delta: bytes, encoding: int) -> Non
 def test_a_delta_for_another_model_is_refused() -> None:
     with pytest.raises(MalformedMessage):
         applied(start(6).body, bytes(675 + 34), Encoding.INT4, ((10, 127), (10,)))
+
+
+def test_a_delta_that_inflates_to_gigabytes_is_refused_at_once() -> None:
+    deflate = zlib.compressobj(9, wbits=-15)
+    bomb = b"".join(deflate.compress(bytes(1 << 20)) for _ in range(64)) + deflate.flush()
+    tracemalloc.start()
+    with pytest.raises(MalformedMessage):
+        applied(start(8).body, bomb + bytes(34), DEFLATED, SHAPES)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 18
+    tracemalloc.stop()
+
+
+def test_a_fleet_that_has_learned_needs_a_third() -> None:
+    base = start(9)
+    new = moved(base, np.random.default_rng(2).normal(scale=0.01, size=COUNT)).head
+    found = difference(base.body, new.body, SHAPES)
+    assert found is not None and found[0] == DEFLATED and len(found[1]) < 450
