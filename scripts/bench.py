@@ -33,12 +33,13 @@ from e2e.fleet import Daemon, Fleet, cli, stop  # noqa: E402
 
 from fl_tiny.device.backbone import open_backbone  # noqa: E402
 from fl_tiny.device.runtimes import RUNTIMES, installed  # noqa: E402
-from fl_tiny.lab import fashion  # noqa: E402
+from fl_tiny.lab import encodings, fashion, load  # noqa: E402
 from fl_tiny.lab.relay import Relay  # noqa: E402
 from fl_tiny.learn.head import head_spec, read_parameters  # noqa: E402
 from fl_tiny.learn.tflite import read_model  # noqa: E402
 from fl_tiny.learn.train import Settings, fit  # noqa: E402
 from fl_tiny.protocol import aggregate  # noqa: E402
+from fl_tiny.protocol.rounds import POLLS  # noqa: E402
 
 HEADS = ROOT / "tests/models/bench"
 CLASSES = {"64x10": 10, "1280x10": 10, "224-16-4": 4}
@@ -50,6 +51,7 @@ KERNEL_MODELS = (
     "silabs/tflite_micro_magic_wand",
     "fashion",
 )
+BEAT_BYTES = 95  # of a heartbeat and its answer, as measured by the part idle
 MIB = 1024.0  # KiB in a MiB
 
 
@@ -333,6 +335,46 @@ def fashion_clients(_: Path) -> dict[str, Any]:
     return {"fashion": found}
 
 
+def encoding_costs(_: Path) -> dict[str, Any]:
+    """Accuracy and bytes by encoding, deltas on, against float32: the demo's arms, and the Fashion clients."""
+    model = (ROOT / "tests/models/fashion.tflite").read_bytes()
+    found = {"watch": encodings.compare(encodings.watches(), (1, 2, 3))}
+    for alpha in (0.1, 0.3, 1.0):
+        found[f"fashion {alpha}"] = encodings.compare(fashion.as_task(model, alpha))
+    return {"encodings": found}
+
+
+def day_bytes(directory: Path) -> dict[str, Any]:
+    """UDP payload of a fleet's first day: 24 rounds of a 1280x10 head by int4 and deltas, the idle polls between them,
+    and a handshake before each, though a session that is polled lives on."""
+    rounds = 24
+    with fleet_of("1280x10", directory, 1, 200) as (fleet, relay, (device,)):
+        start = relay.bytes
+        gateway = fleet.gateway("--interval", 0, "--rounds", rounds, "--encoding", "int4")
+        run = fleet.run(device, "--rounds", rounds)
+        run.event("connected")
+        handshake = relay.bytes - start
+        per_round = []
+        for number in range(1, rounds + 1):
+            before = relay.up_bytes, relay.down_bytes
+            gateway.event("round", number=number, state="published")
+            per_round.append((relay.up_bytes - before[0], relay.down_bytes - before[1]))
+        gateway.wait(), run.wait()
+        whole = relay.bytes - start
+    late = per_round[rounds // 2 :]
+    day = whole + (rounds - 1) * handshake + rounds * POLLS * BEAT_BYTES
+    up, down = (round(sum(each[i] for each in late) / len(late)) for i in (0, 1))
+    worst = max(sum(each) for each in per_round[1:])
+    return {"day": {"bytes": day, "handshake": handshake, "round": {"up": up, "down": down}, "worst_round": worst}}
+
+
+def loads(_: Path) -> dict[str, Any]:
+    """A thousand devices of each size against one gateway (``fl-tiny simulate``)."""
+    sizes = (((64, 10), "int8"), ((1280, 10), "int4"))
+    found = [asyncio.run(load.run(load.Options(1000, head, encoding), lambda _: None)) for head, encoding in sizes]
+    return {"load": [each.as_json() for each in found]}
+
+
 def exact_starts(_: Path) -> dict[str, Any]:
     """The same clients with a head solved from their sums in one round, and after 20 rounds of training from it."""
     model = (ROOT / "tests/models/fashion.tflite").read_bytes()
@@ -374,6 +416,9 @@ def main() -> None:
         "import": imports,
         "fashion": fashion_clients,
         "exact": exact_starts,
+        "encodings": encoding_costs,
+        "day": day_bytes,
+        "load": loads,
         "kernels": kernels,
     }
     unknown = set(args.only or ()) - set(parts)

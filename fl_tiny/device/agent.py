@@ -170,8 +170,10 @@ class Agent:
         )
 
     async def _fetch_head(self, link: Link) -> None:
-        held = await link.head(self._manifest_digest, self._manifest.body_size, self._store.get("gateway_pk"))
-        before, new = self._store.head(), held.description
+        before = self._store.head()
+        wanted = (self._manifest_digest, self._manifest.body_size, self._store.get("gateway_pk"))
+        held = await link.head(*wanted, before, self._manifest.shapes)
+        new = held.description
         if new.rank > before.rank:
             restored = new.rank[0] > before.rank[0]  # the gateway went on from a backup, or the head held is damaged
             is_held = new.digest == hashlib.sha256(before.body).digest()

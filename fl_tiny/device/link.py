@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from dataclasses import dataclass
 
@@ -12,7 +13,10 @@ from fl_tiny.device.store import HeldHead
 from fl_tiny.errors import EnvironmentFault, MalformedMessage, RemoteError
 from fl_tiny.net.coap import Client, Response
 from fl_tiny.protocol import problem, signed, wire
+from fl_tiny.protocol.delta import Shapes, applied
 from fl_tiny.protocol.rekey import Rekeyed
+
+log = logging.getLogger(__name__)
 
 CBOR, COSE, OCTETS = 60, 18, 42
 MODEL_LIMIT = 64 << 20
@@ -76,18 +80,38 @@ class Link:
         answer = await self._ask("POST", ("o",), wire.encode(wire.Answer(rid, said)), CBOR)
         return wire.decode(wire.Next, answer.payload)
 
-    async def head(self, manifest: bytes, body_size: int, gateway_pk: bytes) -> HeldHead:
-        """The current head, its signature, manifest and digest checked. manifest: SHA-256 of the manifest held."""
+    async def head(
+        self, manifest: bytes, body_size: int, gateway_pk: bytes, held: HeldHead | None = None, shapes: Shapes = ()
+    ) -> HeldHead:
+        """The current head, its signature, manifest and digest checked. manifest: SHA-256 of the manifest held.
+
+        held: a head that a delta may begin at.   shapes: of the manifest's tensors.
+        """
         message = (await self._ask("GET", ("m",))).payload
         head = wire.decode(wire.Head, signed.verify(message, gateway_pk))
         if head.manifest != manifest:
             raise RemoteError("the fleet has moved to another model", hint="enrol again")
         if head.size != body_size:
             raise MalformedMessage(f"a head of {head.size} B for a model whose head has {body_size}")
-        body = await self._client.fetch(("m", wire.name_of(head.digest)), size_limit=head.size)
+        body = await self._by_delta(head, held, shapes) if held else None
+        if body is None:
+            body = await self._client.fetch(("m", wire.name_of(head.digest)), size_limit=head.size)
         if hashlib.sha256(body).digest() != head.digest:
             raise RemoteError("a head does not have the digest that was signed", code=wire.Code.CONFLICT)
         return HeldHead(head.version, message, body)
+
+    async def _by_delta(self, head: wire.Head, held: HeldHead, shapes: Shapes) -> bytes | None:
+        """The body of ``head`` by its delta from the one held; None where there is none, or it leads elsewhere."""
+        delta = head.delta
+        if delta is None or delta.size >= head.size or hashlib.sha256(held.body).digest() != delta.base:
+            return None
+        try:
+            found = await self._client.fetch(("m", wire.name_of(head.digest), "d"), size_limit=delta.size)
+            body = applied(held.body, found, delta.encoding, shapes)
+        except RemoteError as fault:  # of a gateway that no longer has it, or by another rule: the whole is there
+            log.warning("no delta number=%d why=%r", head.version, str(fault))
+            return None
+        return body if hashlib.sha256(body).digest() == head.digest else None
 
     async def model(self, model_pk: bytes) -> tuple[wire.Head, Fetched]:
         """The model of the fleet, by the manifest that the model key signed. The head returned only names it."""

@@ -21,10 +21,11 @@ from fl_tiny.learn.loss import Task
 from fl_tiny.learn.tflite import read_model
 from fl_tiny.protocol import aggregate, codes, signed, wire
 from fl_tiny.protocol.codes import most_bytes
+from fl_tiny.protocol.delta import difference
 from fl_tiny.protocol.grams import GramSum, config_of
 from fl_tiny.protocol.manifest import spec_of
 from fl_tiny.protocol.strategy import FedAvg, Move, Strategy, Tensors, decode_state, fits
-from fl_tiny.protocol.update import HeadBody, Parameters, decode_head, encode_head
+from fl_tiny.protocol.update import HeadBody, Parameters, Shapes, decode_head, encode_head
 from fl_tiny.protocol.wire import Encoding
 
 log = logging.getLogger(__name__)
@@ -51,11 +52,15 @@ class Kind(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A head that a round has made, not signed yet. steps: for the next round.   ranges: of outputs, for the head."""
+    """A head that a round has made, not signed yet. steps: for the next round.   ranges: of outputs, for the head.
+
+    delta: from the head before.
+    """
 
     head: aggregate.Published
     steps: tuple[float, ...]
     ranges: tuple[float, ...] | None
+    delta: wire.Delta | None = None
 
 
 class Gathering(Protocol):
@@ -149,7 +154,8 @@ class Changes:
         ranges = aggregate.merge_ranges([e.ranges for e in entries if e.ranges is not None])
         head = HeadBody(base.body, wire.decode(wire.Head, signed.payload_of(base.signed)).scales)
         new = aggregate.publish(head, base.residual, self._manifest.shapes, base.steps, self._sum, self._step)
-        return Made(new, aggregate.next_steps(base.steps, self._sum.peaks), ranges)
+        delta = delta_to(new.head, base, head.scales, self._manifest.shapes)
+        return Made(new, aggregate.next_steps(base.steps, self._sum.peaks), ranges, delta)
 
     def _step(self, base: Tensors, change: Tensors) -> Move:
         """The strategy's move; where another package's fails, the mean change as it is: no update is lost by it."""
@@ -285,9 +291,15 @@ def make_version(
     """A head as a row of the store, signed by the gateway's key. since: the last version solved from sums."""
     body, scales = made.head.head.body, made.head.head.scales
     digest = hashlib.sha256(body).digest()
-    head = wire.Head(manifest_digest, number, digest, len(body), scales, made.ranges, since, epoch)
+    head = wire.Head(manifest_digest, number, digest, len(body), scales, made.ranges, since, epoch, made.delta)
     message = signed.sign(wire.encode(head), seed)
     return Version(number, digest, body, message, made.head.residual, made.steps, weight)
+
+
+def delta_to(new: HeadBody, base: Version, scales: tuple[float, ...], shapes: Shapes) -> wire.Delta | None:
+    """What a signed head says of the delta from ``base``. scales: those of ``base``."""
+    found = difference(base.body, new.body, shapes) if new.scales == scales else None
+    return wire.Delta(found[0], len(found[1]), base.digest) if found else None
 
 
 def encoding_of(entry: Entry) -> int:

@@ -179,13 +179,21 @@ class Resources:
         if request.path == ("m", "new") and did is not None:
             signed_head = self._gateway.models.new_head(did, self._gateway.head)
             return Response("2.05", signed_head, COSE) if signed_head else _refusal(NOT_FOUND, "no newer model")
-        message = self._gateway.models.manifest(request.path[1]) if request.path[2:] == ("s",) else None
+        name, part = request.path[1], request.path[2:]
+        message = self._gateway.models.manifest(name) if part == ("s",) else None
         if message is not None:
             return Response("2.05", message, COSE)
-        body = self._gateway.models.named(request.path[1], head, self._gateway.head) if len(request.path) == 2 else None
+        body = self._octets(name, part, head)
         if body is not None:
             return Response("2.05", body, OCTETS, hashlib.sha256(body).digest()[:8])
         return _refusal(NOT_FOUND, "no head or model of this name; GET /m names the current ones")
+
+    def _octets(self, name: str, part: tuple[str, ...], head: Version) -> bytes | None:
+        """A body, or below it ``d``: what leads to the newest head from the one before."""
+        newest = self._gateway.head
+        if part == ("d",) and name == wire.name_of(newest.digest):
+            return self._gateway.promised.delta(newest, self._gateway.manifest)
+        return None if part else self._gateway.models.named(name, head, newest)
 
     # ---- a round --------------------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ from fl_tiny.gateway.gather import (
 from fl_tiny.gateway.identity import Identities
 from fl_tiny.gateway.models import Models
 from fl_tiny.gateway.presence import Presence
+from fl_tiny.gateway.promise import Promised
 from fl_tiny.gateway.store import HINT, Store
 from fl_tiny.gateway.tables import Device, Entry, OpenRound, Version
 from fl_tiny.gateway.uploads import Uploads
@@ -54,7 +55,8 @@ log = logging.getLogger(__name__)
 
 Emit = Callable[[str, dict[str, Any]], None]
 
-ONLINE_S = 200.0  # three idle heartbeats and a little
+ONLINE_S = 20.0  # beyond three idle heartbeats
+BEATS_PER_S = 200  # heartbeats that a gateway asks for, at most: about a tenth of what one core answers
 SETTLE_S = 2.0  # a round waits this long behind the last newcomer, so that a fleet that starts together is together
 SETTLE_LIMIT_S = 10.0
 GATHER_S = 30.0  # a run's first round waits so long for `clients` devices
@@ -95,6 +97,8 @@ class Gateway:
         self.epoch = store.epoch
         self.encodings: dict[bytes, Sequence[int]] = {}  # what each device registered with can send
         self._encodings = encodings or Encodings()
+        self.promised = Promised(store)
+        self._online_s = 3 * settings.idle_poll_s + ONLINE_S
         self._exact = exact or ExactOptions()
         self._seed = seed
         self._boot = boot_id()
@@ -120,7 +124,7 @@ class Gateway:
         """A device has come, perhaps anew after a crash."""
         now = time.monotonic()
         known = self.presence.get(device.did)
-        since = known.since if known and now - known.seen <= ONLINE_S and not known.silent else now
+        since = known.since if known and now - known.seen <= self._online_s and not known.silent else now
         self.presence[device.did] = Presence(now, since, device.samples or 0, device.head or 0)
         if self.models.trains(device.did):
             self.handle(Came(device.did))
@@ -139,7 +143,7 @@ class Gateway:
         """A device has spoken: note it, and say what it should do next."""
         now = time.monotonic()
         known = self.presence.setdefault(device.did, Presence(now, now, device.samples or 0, device.head or 0))
-        if now - known.seen > ONLINE_S or known.silent:
+        if now - known.seen > self._online_s or known.silent:
             known.since, known.silent = now, False
         known.seen = now
         known.samples = known.samples if samples is None else samples
@@ -147,6 +151,7 @@ class Gateway:
         self._dirty.add(device.did)
         self._wake.set()
         poll_s = self.rounds.poll_s(device.did, now, self._next_open - now)
+        poll_s = max(poll_s, len(self.presence) / BEATS_PER_S)
         self._due[device.did] = now + poll_s
         trains, wanted = self.models.trains(device.did), self.models.wanted(device.did)
         return wire.Next(
@@ -236,7 +241,7 @@ class Gateway:
 
     def online(self, now: float) -> frozenset[bytes]:
         """Devices that hold the model, have spoken lately and did not let the last round wait."""
-        here = (did for did, p in self.presence.items() if now - p.seen <= ONLINE_S and not p.silent)
+        here = (did for did, p in self.presence.items() if now - p.seen <= self._online_s and not p.silent)
         return frozenset(did for did in here if self.models.trains(did))
 
     async def _sleep(self, now: float) -> None:

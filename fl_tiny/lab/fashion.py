@@ -18,6 +18,7 @@ from fl_tiny.config import GatewaySettings
 from fl_tiny.device.backbone import open_backbone
 from fl_tiny.device.evaluation import classes_of_outputs
 from fl_tiny.errors import EnvironmentFault
+from fl_tiny.lab import encodings
 from fl_tiny.lab.simulate import Client, held_out, simulate
 from fl_tiny.learn import judge
 from fl_tiny.learn.head import HeadSpec, head_spec, read_parameters
@@ -95,6 +96,14 @@ def run_exact(model: bytes, alpha: float, *, rounds: int = 20, seed: int = SEED,
     parts = dirichlet(task.labels, CLIENTS, alpha, np.random.default_rng(seed))
     alone, trained = (_federated(task, parts, 1 + more, None, seed, "exact") for more in (0, rounds))
     return Solved(alone, trained)
+
+
+def as_task(model: bytes, alpha: float, *, rounds: int = 40, seed: int = SEED, tested: int = 5000) -> encodings.Task:
+    """The same clients for lab/encodings.py."""
+    task = _task(model, tested)
+    parts = dirichlet(task.labels, CLIENTS, alpha, np.random.default_rng(seed))
+    clients = [Client(task.features[p], task.labels[p], held_out(task.labels[p])) for p in parts]
+    return encodings.Task(model, LAYERS, clients, rounds, lambda data: _accuracy(task, data))
 
 
 def dirichlet(

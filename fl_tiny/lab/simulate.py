@@ -42,12 +42,14 @@ class Simulated:
     """What the rounds came to, as .tflite files. accuracy: on held-out samples, by round, of the head it began with.
 
     fleet: the model with the last head, as ``gateway export`` writes it.   kept: each client's own; empty when not
-    asked for.
+    asked for.   up, down: mean bytes of an update's codes, and of a head's delta or body, a round.
     """
 
     fleet: bytes
     kept: tuple[bytes, ...]
     accuracy: tuple[float | None, ...]
+    up: float = 0.0
+    down: float = 0.0
 
 
 def held_out(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -88,6 +90,7 @@ def simulate(
     boards = [_Board(Samples(manifest, spec, c.features, c.labels, c.held), version) for c in clients]
     accuracy: list[float | None] = []
     state: dict[str, bytes] = {}
+    down: list[int] = []
     train = (strategy or FedAvg()).train(train)
     for number in range(1, rounds + 1):
         gathering: Gathering = Changes(manifest, strategy, state, encodings.topk_share)
@@ -100,13 +103,16 @@ def simulate(
             offer = replace(offer, encoding=encoding, kept=most)
         version, score, state = _round(boards, offer, version, seed, gathering)
         accuracy.append(score)
+        head = wire.decode(wire.Head, signed.payload_of(version.signed))
+        down.append(head.delta.size if head.delta else head.size)
         if personal_epochs is not None and (every_round or number == rounds):
             for board in boards:
                 board.choose(version, personal_epochs)
     none = np.empty((0, spec.feature_size), np.int8), np.empty(0, np.int64), np.empty(0, np.bool_)
     fleet = patch(model, spec, Samples(manifest, spec, *none).quantised(_held(version))) if rounds else model
     kept = [model if board.head is None else patch(model, spec, board.head) for board in boards]
-    return Simulated(fleet, tuple(kept), tuple(accuracy))
+    up = float(np.mean([size for board in boards for size in board.sent] or [0]))
+    return Simulated(fleet, tuple(kept), tuple(accuracy), up, float(np.mean(down or [0])))
 
 
 class _Board:
@@ -115,6 +121,7 @@ class _Board:
     def __init__(self, samples: Samples, first: Version) -> None:
         self.samples = samples
         self.residual: tuple[bytes, bytes] | None = None
+        self.sent: list[int] = []  # bytes of each update's codes
         self.kept = Kept(0, "model", fitted=False, digest=b"", start=_held(first))
         self.head: QuantHead | None = None  # of model/current.tflite; None: the file as it came
 
@@ -132,6 +139,7 @@ class _Board:
         trained = client_update(self.samples, base, offer, self.residual, rng)
         assert trained.residual is not None
         self.residual = (trained.residual, floats_to_bytes(offer.steps))
+        self.sent.append(len(trained.codes))
         return trained
 
     def choose(self, version: Version, epochs: int) -> None:

@@ -85,7 +85,8 @@ class Board:
         while True:
             told = await link.heartbeat(wire.Heartbeat(self._head.version, SAMPLES))
             if told.head > self._head.version:
-                self._head = await link.head(self._manifest_digest, self._manifest.body_size, pk)
+                wanted = (self._manifest_digest, self._manifest.body_size, pk)
+                self._head = await link.head(*wanted, self._head, self._manifest.shapes)
                 say("head", number=self._head.version)
                 told = await link.heartbeat(wire.Heartbeat(self._head.version, SAMPLES))
             if self._head.version >= self._swarm.total:

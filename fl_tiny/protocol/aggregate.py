@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fl_tiny.errors import RemoteError
 from fl_tiny.protocol.strategy import Move, State, Tensors
-from fl_tiny.protocol.update import MAX_CODE, HeadBody, Shapes, decode_head, encode_head, per_parameter
+from fl_tiny.protocol.update import MAX_CODE, HeadBody, Shapes, decode_head, encode_next, per_parameter
 from fl_tiny.protocol.wire import Code
 
 Step = Callable[[Tensors, Tensors], Move]
@@ -100,7 +100,7 @@ def publish(
         move = step(split(before, shapes), split(change, shapes))
         change, state = np.concatenate([np.asarray(each, np.float64).ravel() for each in move.change]), move.state
     flat = before + change
-    head = encode_head(split(flat, shapes))
+    head = encode_next(base, split(flat, shapes), shapes)
     rounded = np.concatenate([tensor.ravel() for tensor in decode_head(head, shapes)])
     return Published(head, (flat - rounded).astype("<f4").tobytes(), state)
 

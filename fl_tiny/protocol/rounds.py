@@ -16,7 +16,9 @@ from fl_tiny.errors import OutOfTurn
 from fl_tiny.protocol.wire import Code, Said
 
 GRACE_S = 3.0  # the least wait for stragglers once a quorum has delivered (guess; a slow board misses one round)
-IDLE_POLL_S = 60.0  # heartbeats of an idle fleet: 110 B a minute and device (docs/protocol.md, bytes)
+IDLE_POLL_S = 60.0  # heartbeats of an idle fleet: 94 B each (docs/protocol.md, bytes)
+LONGEST_POLL_S = 240.0  # of a fleet with long intervals; a session that is silent for 300 s is closed
+POLLS = 15  # between two rounds
 LEAST_POLL_S = 0.2
 
 
@@ -36,6 +38,11 @@ class RoundSettings:
     quorum: float = 0.6
     deadline_s: float = 600.0
     interval_s: float = 3600.0
+
+    @property
+    def idle_poll_s(self) -> float:
+        """The longest poll: a fleet at a round an hour needs none a minute."""
+        return min(max(self.interval_s / POLLS, IDLE_POLL_S), LONGEST_POLL_S)
 
 
 # ---- events -------------------------------------------------------------------------------------------------
@@ -211,7 +218,7 @@ class Rounds:
         """When ``did`` should send its next heartbeat, in seconds from now. next_open_s: until the next round."""
         r = self._round
         if r is None:
-            return min(max(next_open_s, LEAST_POLL_S), IDLE_POLL_S)
+            return min(max(next_open_s, LEAST_POLL_S), self.settings.idle_poll_s)
         if did in r.delivered:  # it waits for the head: often enough to cost a fifth of the round at most
             return min(max(0.2 * (now - r.opened_at), LEAST_POLL_S), 10.0)
         if did in r.joined:

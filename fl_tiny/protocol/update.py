@@ -27,6 +27,9 @@ FRACTION_BITS = 8
 FRACTION = 1 << FRACTION_BITS  # a residual is kept in 1/256 of a step
 FLOAT16_MAX = 65504.0
 LEAST_SCALE = 1e-12
+ROOM = 1.25  # a scale made for deltas reaches so far beyond the largest weight
+NARROW = 64  # the largest code of a tensor whose scale is not too wide
+UNSAID = 0.1  # of a change, that a delta may leave to the next
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +48,48 @@ class Codes:
     residual: bytes
 
 
-def encode_head(parameters: Sequence[NDArray[np.floating[Any]]]) -> HeadBody:
-    """The canonical body of a head. parameters: weights (out, in) and biases (out,), canonical order, real units."""
+def encode_head(parameters: Sequence[NDArray[np.floating[Any]]], room: float = 1.0) -> HeadBody:
+    """The canonical body of a head. parameters: weights (out, in) and biases (out,), canonical order, real units.
+
+    room: how far beyond the largest weight a scale reaches.
+    """
     pieces: list[bytes] = []
     scales: list[float] = []
     for tensor in parameters:
         if tensor.ndim == 1:
             pieces.append(np.clip(tensor, -FLOAT16_MAX, FLOAT16_MAX).astype("<f2").tobytes())
             continue
-        scale = float(np.float32(max(float(np.abs(tensor).max()) / MAX_CODE, LEAST_SCALE)))
+        scale = float(np.float32(max(room * float(np.abs(tensor).max()) / MAX_CODE, LEAST_SCALE)))
         pieces.append(np.clip(np.rint(tensor / scale), -MAX_CODE, MAX_CODE).astype(np.int8).tobytes())
         scales.append(scale)
     return HeadBody(b"".join(pieces), tuple(scales))
+
+
+def encode_next(base: HeadBody, parameters: Sequence[NDArray[np.floating[Any]]], shapes: Shapes) -> HeadBody:
+    """The canonical body of the head behind ``base``, so that a delta leads to it wherever one can.
+
+    Weights keep the scales of ``base`` and change by 7 codes at most, which a delta of int4 holds; what that leaves
+    unsaid is for the caller's residual. Where it is much, or a scale is too narrow or too wide, the body is made anew,
+    with room for weights to grow.
+    """
+    scales, at, pieces = iter(base.scales), 0, []
+    for tensor, shape in zip(parameters, shapes, strict=True):
+        if tensor.ndim == 1:
+            pieces.append(np.clip(tensor, -FLOAT16_MAX, FLOAT16_MAX).astype("<f2").tobytes())
+            at += 2 * math.prod(shape)
+            continue
+        old = np.frombuffer(base.body, np.int8, math.prod(shape), at).astype(np.int64)
+        at += old.size
+        wanted = np.rint(np.asarray(tensor, np.float64).ravel() / next(scales))
+        change = wanted - old
+        said = np.clip(change, -INT4_MAX, INT4_MAX)
+        if (
+            not NARROW <= np.abs(wanted).max() <= MAX_CODE
+            or np.abs(change - said).sum() > UNSAID * np.abs(change).sum()
+        ):
+            return encode_head(parameters, ROOM)
+        pieces.append((old + said).astype(np.int8).tobytes())
+    return HeadBody(b"".join(pieces), base.scales)
 
 
 def decode_head(head: HeadBody, shapes: Shapes) -> Parameters:

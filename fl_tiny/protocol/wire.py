@@ -10,11 +10,17 @@ from __future__ import annotations
 import base64
 import math
 from dataclasses import dataclass
-from enum import IntEnum, IntFlag
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from fl_tiny.errors import MalformedMessage
 from fl_tiny.protocol import cbor
+from fl_tiny.protocol.codepoints import BY_LINK as BY_LINK
+from fl_tiny.protocol.codepoints import DEFLATED as DEFLATED
+from fl_tiny.protocol.codepoints import Code as Code
+from fl_tiny.protocol.codepoints import Encoding as Encoding
+from fl_tiny.protocol.codepoints import Lack as Lack
+from fl_tiny.protocol.codepoints import Said as Said
+from fl_tiny.protocol.codepoints import Status as Status
 from fl_tiny.protocol.fields import Key, blob, from_map, many, number, part, text, to_map, uint
 from fl_tiny.protocol.preprocess import Preprocess, described
 
@@ -32,73 +38,6 @@ CHUNK = 1024  # bytes of codes in one PUT
 UNIT = 128  # bytes that one bit of a ``Held`` bitmap stands for; a chunk starts at a multiple of it
 
 M = TypeVar("M")
-
-
-class Said(IntEnum):
-    """A device's answer to an offer. CDDL: ``answer`` key 2."""
-
-    JOIN = 0
-    NO_BUDGET = 1
-    TOO_FEW_SAMPLES = 2
-    NO_BETTER = 3
-    LATE = 4
-
-
-class Lack(IntFlag):
-    """What a board lacks for training. CDDL: ``heartbeat`` key 3."""
-
-    MEMORY = 1
-    TEMPERATURE = 2
-    BATTERY = 4
-    LOAD = 8
-
-    def names(self) -> list[str]:
-        """For people, in a fixed order."""
-        return [flag.name.lower() for flag in Lack if flag in self and flag.name]
-
-
-class Status(IntEnum):
-    """What became of an update. CDDL: ``status``."""
-
-    ACCEPTED = 0
-    DUPLICATE = 1
-    LATE = 2
-    SUPERSEDED = 3
-    REJECTED = 4
-
-
-class Encoding(IntEnum):
-    """How a change travels (protocol/codes.py). CDDL: ``enc``."""
-
-    INT8 = 0
-    INT4 = 1
-    TOPK = 2
-
-
-BY_LINK = 3  # an offer's encoding: the device takes int8 on a good link, int4 on a bad one
-
-
-class Code(IntEnum):
-    """Our problem codes (RFC 9290 body, key 65001); docs/protocol.md lists what each means."""
-
-    NONE = 0
-    VERSION = 1
-    SCHEMA = 2
-    SHAPE = 3
-    NOT_FINITE = 4
-    SIGNATURE = 6
-    LATE = 7
-    STALE_BASE = 8
-    CONFLICT = 9
-    REVOKED = 10
-    QUARANTINED = 11
-    QUOTA = 12
-    PHASE = 15
-    DOWNGRADE = 17
-    PAIRING = 18
-    RESTORED = 19
-    SUMS = 20
-    CANARY = 21
 
 
 DID = blob(16)
@@ -265,6 +204,15 @@ class Manifest:
 
 
 @dataclass(frozen=True, slots=True)
+class Delta:
+    """What leads to a head from another (protocol/delta.py): its encoding and bytes, the other's SHA-256."""
+
+    encoding: Annotated[int, Key(1, uint(Encoding.INT4, DEFLATED))]
+    size: Annotated[int, Key(2, uint(1, 2 * MAX_CODES))]
+    base: Annotated[bytes, Key(3, H256)]
+
+
+@dataclass(frozen=True, slots=True)
 class Head:
     """A version of the head for one manifest; signed by the gateway.
 
@@ -272,6 +220,7 @@ class Head:
     ranges: lo, hi of each layer's outputs on the fleet's data, for boards without samples; absent: keep the model's.
     since: the last version solved from sums; what a device has left to say of a head before it is void.
     epoch: raised when a gateway goes on from a backup: a head is newer by (epoch, version).
+    delta: a shorter way for a device that holds the head before.
     """
 
     KIND: ClassVar[int] = 8
@@ -283,6 +232,7 @@ class Head:
     ranges: Annotated[tuple[float, ...] | None, Key(6, RANGES)] = None
     since: Annotated[int | None, Key(7, uint(1, U32))] = None
     epoch: Annotated[int | None, Key(8, EPOCH)] = None
+    delta: Annotated[Delta | None, Key(12, part(Delta))] = None
 
     @property
     def rank(self) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import pytest
 
 from fl_tiny.device.backbone import open_backbone
 from fl_tiny.device.store import DeviceStore, Sample
-from fl_tiny.lab import fashion, watch
+from fl_tiny.lab import encodings, fashion, watch
 from fl_tiny.lab.simulate import Client, held_out, simulate
 from fl_tiny.learn.head import head_spec
 from fl_tiny.learn.tflite import cut, read_model
@@ -73,3 +73,10 @@ def test_one_exact_round_is_worth_many_of_training_however_lopsided_the_clients_
     assert abs(solved[0.1].exact - solved[1.0].exact) < 0.02, "other samples are held out, else nothing differs"
     assert solved[0.1].exact > 0.75 and solved[0.1].fedavg > solved[0.1].exact - 0.03
     assert solved[1.0].fedavg > solved[1.0].exact
+
+
+def test_small_updates_cost_little_accuracy_and_few_bytes() -> None:
+    found = encodings.compare(encodings.watches(devices=5, rounds=8))
+    assert all(found[name]["points_below_float32"] < 3 for name in ("int8", "int4", "topk")), found
+    assert found["topk"]["up"] < found["int4"]["up"] / 3 < found["int8"]["up"] / 5
+    assert found["int4"]["down"] < 6_500

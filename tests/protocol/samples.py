@@ -53,6 +53,7 @@ MESSAGES = {
     ),
     "head-least": wire.Head(H, 0, H, 12_820, (0.0078125,)),
     "head-full": wire.Head(H, 12, H, 12_820, (0.1, 1e-6), (-1.5, 2.25, 0.0, 6.0), 4_294_967_295, 4_294_967_295),
+    "head-delta": wire.Head(H, 13, H, 12_820, (0.1,), delta=wire.Delta(1, 6_420, H)),
     "offer-least": wire.Offer(RID, 1, H, 600_000, (0.01, 0.5), wire.Train(4, 16), 2000),
     "offer-trained": wire.Offer(RID, 1, H, 600_000, (0.01, 0.5), wire.Train(4, 16, 0.02, 0.1, 0.05, 1, 5, 1), 2000),
     "offer": wire.Offer(RID, 1, H, 600_000, (0.01, 0.5), wire.Train(4, 16, 0.02), 2000),

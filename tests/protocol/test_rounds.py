@@ -193,7 +193,8 @@ def test_a_restart_goes_on_where_the_store_was() -> None:
 
 def test_idle_devices_are_asked_back_when_the_next_round_opens() -> None:
     rounds = Rounds(RoundSettings())
-    assert rounds.poll_s(A, 0.0, 3600.0) == 60.0
+    assert rounds.poll_s(A, 0.0, 3600.0) == 240.0  # a round an hour needs no word a minute
+    assert Rounds(RoundSettings(interval_s=600.0)).poll_s(A, 0.0, 600.0) == 60.0
     assert rounds.poll_s(A, 0.0, 12.0) == 12.0
     assert rounds.poll_s(A, 0.0, -5.0) == 0.2
 
