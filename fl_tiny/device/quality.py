@@ -8,8 +8,8 @@ from collections import deque
 LATELY = 64  # requests that are judged by
 LEAST = 8  # fewer say nothing
 SLOW_S = 1.5  # the first retransmission comes after 2 s (RFC 7252), 0.3 s with lan_timing
-LOSSY = 0.05  # share of slow requests: about 2.5 % of datagrams lost each way
-FAR_S = 0.3  # median time of a request: a radio, not a LAN
+LOSSY = 0.05  # share of slow requests (guess): about 2.5 % of datagrams lost each way, computed
+FAR_S = 0.3  # median time of a request (guess): a radio, not a LAN
 
 
 class Quality:

@@ -56,7 +56,7 @@ log = logging.getLogger(__name__)
 Emit = Callable[[str, dict[str, Any]], None]
 
 ONLINE_S = 20.0  # beyond three idle heartbeats
-BEATS_PER_S = 200  # heartbeats that a gateway asks for, at most: about a tenth of what one core answers
+BEATS_PER_S = 200  # heartbeats that a gateway asks for, at most (guess)
 SETTLE_S = 2.0  # a round waits this long behind the last newcomer, so that a fleet that starts together is together
 SETTLE_LIMIT_S = 10.0
 GATHER_S = 30.0  # a run's first round waits so long for `clients` devices

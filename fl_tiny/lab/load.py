@@ -30,7 +30,7 @@ from fl_tiny.protocol import signed, wire
 Progress = Callable[[str], None]
 
 MODEL = b"no model: nobody here runs one"
-SWARM = 500  # devices a process: a session takes about 0.2 MB with what aiocoap keeps beside it
+SWARM = 500  # devices a process (guess)
 TICK_S = 2.0
 CLOSE_S = 60.0  # for the gateway to see every device fetch the last head
 
