@@ -13,7 +13,8 @@ from pathlib import Path
 
 from fl_tiny import statedir
 from fl_tiny.device.layout import BASE, CURRENT, NEXT, OLD, SLOTS
-from fl_tiny.device.store import DeviceStore, HeldHead
+from fl_tiny.device.schema import CHOICE, UNUSED_HEADS
+from fl_tiny.device.store import DeviceStore, HeldHead, Kept, add_head, drop_update, put_choice
 from fl_tiny.errors import RemoteError
 from fl_tiny.files import sync_directory, write_atomic
 from fl_tiny.protocol import signed, wire
@@ -21,8 +22,6 @@ from fl_tiny.protocol import signed, wire
 log = logging.getLogger(__name__)
 
 TRIES = 3  # starts of the daemon that a new model may take without a good inference
-_HEAD = "head_version, head_signed, head_body"
-_COLUMNS = "chosen_at, kind, fitted, digest, version, signed, body, previous, fleet, personal"
 
 
 class Boot(Enum):
@@ -106,14 +105,13 @@ def switch(directory: Path, store: DeviceStore, message: bytes, head: HeldHead, 
         "last_round": 0,
     }
     chosen_at = 0 if head.version == 0 else -1
-    kept = (chosen_at, "model", 0, manifest.digest, head.version, head.signed, head.body, None, None, None)
     with store.write() as db:
         _save(store, db)
+        facts["head"] = add_head(db, head)
         db.executemany("INSERT OR REPLACE INTO meta VALUES(?,?)", facts.items())
-        db.execute("DELETE FROM residual")
-        db.execute("DELETE FROM journal")
-        db.execute("INSERT OR REPLACE INTO head VALUES(1,?,?,?)", (head.version, head.signed, head.body))
-        db.execute(f"INSERT OR REPLACE INTO kept(only, {_COLUMNS}) VALUES(1,?,?,?,?,?,?,?,?,?,?)", kept)
+        drop_update(db)
+        put_choice(db, Kept(chosen_at, "model", fitted=False, digest=manifest.digest, start=head))
+        db.execute(UNUSED_HEADS)
     put_right(directory, store)
     log.info("model switched counter=%d name=%s slot=%s", manifest.counter, manifest.name, slot)
 
@@ -133,17 +131,17 @@ def fall_back(directory: Path, store: DeviceStore, why: str, code: int) -> None:
     counter = manifest_of(store.get("manifest")).counter
     unconfirmed = store.get("tries") is not None
     with store.write() as db:
-        row = store.row(f"SELECT name, manifest, model_pk, features, {_HEAD}, {_COLUMNS} FROM slot")  # noqa: S608 - ours
-        name, manifest, model_pk, features, *held = row
-        head, kept = held[:3], held[3:]
-        facts = {"slot": name, "manifest": manifest, "model_pk": model_pk, "features": features, "last_round": 0}
+        names = ("slot", "manifest", "model_pk", "features", "head")
+        row = store.row("SELECT name, manifest, model_pk, features, head FROM slot")
+        facts = dict(zip(names, row, strict=True)) | {"last_round": 0}
         if unconfirmed:
             facts |= _refusal(counter, code, why)
         db.executemany("INSERT OR REPLACE INTO meta VALUES(?,?)", facts.items())
-        for table in ("meta WHERE key='tries'", "residual", "journal", "slot"):
-            db.execute(f"DELETE FROM {table}")  # noqa: S608 - ours alone
-        db.execute("INSERT OR REPLACE INTO head VALUES(1,?,?,?)", head)
-        db.execute(f"INSERT OR REPLACE INTO kept(only, {_COLUMNS}) VALUES(1,?,?,?,?,?,?,?,?,?,?)", kept)
+        db.execute(f"INSERT OR REPLACE INTO kept(only, {CHOICE}) SELECT 1, {CHOICE} FROM slot")  # noqa: S608 - ours
+        drop_update(db)
+        db.execute("DELETE FROM meta WHERE key='tries'")
+        db.execute("DELETE FROM slot")
+        db.execute(UNUSED_HEADS)
     put_right(directory, store)
     log.warning("model fallen back from counter=%d why=%r", counter, why)
 
@@ -218,9 +216,8 @@ def digest_of(path: Path) -> bytes:
 def _save(store: DeviceStore, db: object) -> None:
     """Copy what goes with the model in use into the table of the other slot, within a transaction."""
     db.execute(  # type: ignore[attr-defined]
-        "INSERT OR REPLACE INTO slot SELECT 1, ?, ?, ?, ?, head.version, head.signed, head.body, chosen_at, kind,"
-        " fitted, digest, kept.version, kept.signed, kept.body, previous, fleet, personal FROM head, kept",
-        (store.get("slot") or "a", store.get("manifest"), store.get("model_pk"), store.features),
+        f"INSERT OR REPLACE INTO slot SELECT 1, ?, ?, ?, ?, ?, {CHOICE} FROM kept",  # noqa: S608 - ours
+        (store.get("slot") or "a", *map(store.get, ("manifest", "model_pk")), store.features, store.get("head")),
     )
 
 

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 
 from fl_tiny import database
 from fl_tiny.database import transaction
+from fl_tiny.device.schema import CHOICE, MIGRATIONS, SCHEMA, SCHEMA_VERSION, UNUSED_HEADS
 from fl_tiny.errors import ConfigError, DataError, MalformedMessage
 from fl_tiny.protocol import signed, wire
 
-SCHEMA_VERSION = 3
 PRAGMAS = (
     "page_size=1024",  # of a new file: a transaction writes whole pages, to the log and later to their place
     "journal_mode=WAL",
@@ -32,33 +32,6 @@ PRAGMAS = (
 )
 HINT = "move DIR away and enrol anew; the gateway's operator then revokes the old identity"
 HELD_EVERY = 5  # one sample in five of a class is held out, for good
-SCHEMA = """
-CREATE TABLE meta(key TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID;
-CREATE TABLE sample(id INTEGER PRIMARY KEY AUTOINCREMENT, label INT NOT NULL, held INT NOT NULL,
-  features BLOB NOT NULL, target BLOB, model BLOB NOT NULL DEFAULT x'') STRICT;
-CREATE INDEX sample_model ON sample(model, label, held);
-CREATE TABLE head(only INTEGER PRIMARY KEY CHECK(only=1), version INT NOT NULL, signed BLOB NOT NULL,
-  body BLOB NOT NULL) STRICT;
-CREATE TABLE journal(only INTEGER PRIMARY KEY CHECK(only=1), number INT NOT NULL, signed BLOB NOT NULL,
-  codes BLOB NOT NULL, residual BLOB NOT NULL, steps BLOB NOT NULL) STRICT;
-CREATE TABLE residual(only INTEGER PRIMARY KEY CHECK(only=1), residual BLOB NOT NULL, steps BLOB NOT NULL) STRICT;
-CREATE TABLE kept(only INTEGER PRIMARY KEY CHECK(only=1), chosen_at INT NOT NULL, kind TEXT NOT NULL,
-  fitted INT NOT NULL, digest BLOB NOT NULL, version INT NOT NULL, signed BLOB NOT NULL, body BLOB NOT NULL,
-  previous REAL, fleet REAL, personal REAL) STRICT;
-"""
-# The slot that is not in use, with all that goes with its model (device/slots.py).
-SLOT = """
-CREATE TABLE slot(only INTEGER PRIMARY KEY CHECK(only=1), name TEXT NOT NULL, manifest BLOB NOT NULL,
-  model_pk BLOB NOT NULL, features BLOB NOT NULL, head_version INT NOT NULL, head_signed BLOB NOT NULL,
-  head_body BLOB NOT NULL, chosen_at INT NOT NULL, kind TEXT NOT NULL, fitted INT NOT NULL, digest BLOB NOT NULL,
-  version INT NOT NULL, signed BLOB NOT NULL, body BLOB NOT NULL, previous REAL, fleet REAL, personal REAL) STRICT;
-"""
-SCHEMA += SLOT
-MIGRATIONS = {  # from a version to the next
-    1: "ALTER TABLE sample ADD COLUMN target BLOB;",
-    2: "ALTER TABLE sample ADD COLUMN model BLOB NOT NULL DEFAULT x''; DROP INDEX IF EXISTS sample_label;"
-    f"CREATE INDEX sample_model ON sample(model, label, held); {SLOT}",
-}
 
 
 class Sample(NamedTuple):
@@ -270,8 +243,7 @@ class DeviceStore:
             where, values = ("WHERE label=? AND model=?", (label, self.features)) if label is not None else ("", ())
             gone = db.execute(f"DELETE FROM sample {where}", values).rowcount  # noqa: S608 - ours alone
             if gone:
-                db.execute("DELETE FROM residual")
-                db.execute("DELETE FROM journal")
+                drop_update(db)
         if gone:
             self._db.execute("VACUUM")  # the freed pages held features
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -281,7 +253,15 @@ class DeviceStore:
 
     def head(self) -> HeldHead:
         """The head held. There is one from enrolment on."""
-        return HeldHead(*self._db.execute("SELECT version, signed, body FROM head").fetchone())
+        query = "SELECT version, signed, body FROM head WHERE id=(SELECT value FROM meta WHERE key='head')"
+        return HeldHead(*self._found(query))
+
+    def _found(self, query: str) -> Any:
+        """What is there in every whole file. One query: a process beside us may write between two."""
+        found = self.row(query)
+        if found is None:
+            raise DataError("the device's state is damaged: a head is missing", hint=HINT)
+        return found
 
     def put_head(self, head: HeldHead, *, anew: bool = False, restored: bool = False) -> None:
         """Hold a newer head. anew: it does not go on from the one held so far, so the residual is void.
@@ -290,51 +270,94 @@ class DeviceStore:
         """
         with self._transaction() as db:
             if anew:
-                db.execute("DELETE FROM residual")
+                _drop_residual(db)
             if restored:
                 db.execute("UPDATE meta SET value=min(value, ?) WHERE key='last_round'", (head.version,))
                 db.execute("UPDATE kept SET chosen_at=-1")
-            db.execute("INSERT OR REPLACE INTO head VALUES(1,?,?,?)", (head.version, head.signed, head.body))
+            put_fact(db, "head", add_head(db, head))
+            db.execute(UNUSED_HEADS)
 
     def journal(self) -> Journal | None:
         """The update that is owed, if there is one."""
-        row = self._db.execute("SELECT number, signed, codes, residual, steps FROM journal").fetchone()
+        row = self.row("SELECT number, signed, codes, residual, steps FROM journal JOIN residual ON id=rest")
         return Journal(*row) if row else None
 
     def put_journal(self, owed: Journal) -> None:
         """Keep a trained update until the gateway's receipt."""
         with self._transaction() as db:
-            row = (owed.number, owed.signed, owed.codes, owed.residual, owed.steps)
-            db.execute("INSERT OR REPLACE INTO journal VALUES(1,?,?,?,?,?)", row)
+            db.execute("DELETE FROM residual WHERE id=(SELECT rest FROM journal)")
+            rest = db.execute("INSERT INTO residual(residual, steps) VALUES(?,?)", (owed.residual, owed.steps))
+            row = (owed.number, owed.signed, owed.codes, rest.lastrowid)
+            db.execute("INSERT OR REPLACE INTO journal VALUES(1,?,?,?,?)", row)
 
     def settle(self, residual: bytes | None, steps: bytes, *, counted: bool) -> None:
         """The owed update is done with: what stays of it becomes the residual (None: nothing does)."""
         with self._transaction() as db:
-            number = db.execute("SELECT number FROM journal").fetchone()
+            owed = self.row("SELECT number, rest, residual, steps FROM journal JOIN residual ON id=rest")
+            _drop_residual(db)
             db.execute("DELETE FROM journal")
-            db.execute("DELETE FROM residual")
-            if residual is not None:
-                db.execute("INSERT INTO residual VALUES(1,?,?)", (residual, steps))
-            if counted and number:
-                db.execute("INSERT OR REPLACE INTO meta VALUES('rounds',?)", (self.rounds + 1,))
-                db.execute("INSERT OR REPLACE INTO meta VALUES('last_round',?)", (number[0],))
+            if residual is not None and owed and owed[2:] == (residual, steps):
+                put_fact(db, "residual", owed[1])  # it stays where the journal's transaction wrote it
+            elif residual is not None:
+                made = db.execute("INSERT INTO residual(residual, steps) VALUES(?,?)", (residual, steps))
+                put_fact(db, "residual", made.lastrowid)
+            db.execute("DELETE FROM residual WHERE id IS NOT (SELECT value FROM meta WHERE key='residual')")
+            if counted and owed:
+                put_fact(db, "rounds", self.rounds + 1)
+                put_fact(db, "last_round", owed[0])
 
     def residual(self) -> tuple[bytes, bytes] | None:
         """(residual, steps it is in), to be added to the next update."""
-        row: tuple[bytes, bytes] | None = self._db.execute("SELECT residual, steps FROM residual").fetchone()
+        carried = "SELECT value FROM meta WHERE key='residual'"
+        row: tuple[bytes, bytes] | None = self.row(f"SELECT residual, steps FROM residual WHERE id=({carried})")  # noqa: S608 - ours
         return row
 
     def kept(self) -> Kept:
         """The choice made last. There is one from enrolment on."""
-        row = self._db.execute("SELECT * FROM kept").fetchone()
-        return Kept(row[1], row[2], bool(row[3]), row[4], HeldHead(*row[5:8]), *row[8:])
+        query = f"SELECT {CHOICE}, version, signed, body FROM kept JOIN head ON id=start"  # noqa: S608 - ours
+        chosen_at, kind, fitted, digest, _, previous, fleet, personal, *start = self._found(query)
+        return Kept(chosen_at, kind, bool(fitted), digest, HeldHead(*start), previous, fleet, personal)
 
     def put_kept(self, kept: Kept) -> None:
         """Remember the choice; the caller then switches the file."""
-        start = (kept.start.version, kept.start.signed, kept.start.body)
-        row = (kept.chosen_at, kept.kind, kept.fitted, kept.digest, *start, kept.previous, kept.fleet, kept.personal)
         with self._transaction() as db:
-            db.execute("INSERT OR REPLACE INTO kept VALUES(1,?,?,?,?,?,?,?,?,?,?)", row)
+            put_choice(db, kept)
+            db.execute(UNUSED_HEADS)
+
+
+def add_head(db: sqlite3.Connection, head: HeldHead) -> int:
+    """Where a head is in the database, within a transaction; put there when it is not. Two that use it share it."""
+    row = (head.version, head.signed, head.body)
+    found = db.execute("SELECT id FROM head WHERE version=? AND signed=? AND body=?", row).fetchone()
+    place: int | None = found[0] if found else None
+    if place is None:
+        place = db.execute("INSERT INTO head(version, signed, body) VALUES(?,?,?)", row).lastrowid
+    assert place is not None
+    return place
+
+
+def put_choice(db: sqlite3.Connection, kept: Kept) -> None:
+    """Replace the choice, within a transaction."""
+    accuracies = (kept.previous, kept.fleet, kept.personal)
+    row = (kept.chosen_at, kept.kind, kept.fitted, kept.digest, add_head(db, kept.start), *accuracies)
+    db.execute(f"INSERT OR REPLACE INTO kept(only, {CHOICE}) VALUES(1,?,?,?,?,?,?,?,?)", row)
+
+
+def put_fact(db: sqlite3.Connection, key: str, value: object) -> None:
+    """Set a fact of the ``meta`` table, within a transaction."""
+    db.execute("INSERT OR REPLACE INTO meta VALUES(?,?)", (key, value))
+
+
+def drop_update(db: sqlite3.Connection) -> None:
+    """Remove an unsent update and what earlier ones left unsaid, within a transaction."""
+    for table in ("meta WHERE key='residual'", "residual", "journal"):
+        db.execute(f"DELETE FROM {table}")  # noqa: S608 - ours alone
+
+
+def _drop_residual(db: sqlite3.Connection) -> None:
+    """Remove the residual, but not that of an unsent update."""
+    db.execute("DELETE FROM residual WHERE id=(SELECT value FROM meta WHERE key='residual')")
+    db.execute("DELETE FROM meta WHERE key='residual'")
 
 
 def is_held_out(place: int, label: int) -> bool:

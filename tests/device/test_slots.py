@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -401,23 +400,3 @@ def test_samples_of_another_backbone_wait_until_it_comes_back(board: Board) -> N
         slots.switch(board.directory, store, *board.receive(OLD_MODEL, 3, layers=2), same_features=False)
         assert store.counts() == {1: 5}
         assert store.forget(None) == 10
-
-
-V2 = """
-CREATE TABLE meta(key TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID;
-CREATE TABLE sample(id INTEGER PRIMARY KEY AUTOINCREMENT, label INT NOT NULL, held INT NOT NULL,
-  features BLOB NOT NULL, target BLOB) STRICT;
-CREATE INDEX sample_label ON sample(label, held);
-INSERT INTO meta VALUES('enrolled', 1);
-INSERT INTO sample(label, held, features) VALUES(2, 0, x'0102'), (2, 1, x'0304');
-PRAGMA user_version=2;
-"""
-
-
-def test_samples_of_before_there_were_slots_are_those_of_the_model_in_use(tmp_path: Path) -> None:
-    with closing(sqlite3.connect(tmp_path / "state.db")) as db:
-        db.executescript(V2)
-    for _ in range(2):
-        with closing(DeviceStore.open(tmp_path / "state.db")) as store:
-            assert store.sample_count() == (2, 1) and store.counts() == {2: 2}
-            assert [sample.features for sample, _ in store.samples()] == [b"\x01\x02", b"\x03\x04"]

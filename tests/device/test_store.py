@@ -33,25 +33,6 @@ def enrolled(path: Path) -> Path:
     return path
 
 
-V1 = """
-CREATE TABLE meta(key TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID;
-CREATE TABLE sample(id INTEGER PRIMARY KEY AUTOINCREMENT, label INT NOT NULL, held INT NOT NULL,
-  features BLOB NOT NULL) STRICT;
-CREATE INDEX sample_label ON sample(label, held);
-"""
-
-
-def test_a_file_of_version_1_is_read(tmp_path: Path) -> None:
-    with closing(sqlite3.connect(tmp_path / "state.db")) as db:
-        db.executescript(V1)
-        db.execute("INSERT INTO sample(label, held, features) VALUES(1, 0, x'ff')")
-        db.execute("INSERT INTO meta VALUES('enrolled', 1)")
-        db.execute("PRAGMA user_version=1")
-        db.commit()
-    store = DeviceStore.open(tmp_path / "state.db")
-    assert [sample for sample, _ in store.samples()] == [Sample(b"\xff", 1)]
-
-
 def test_newer_foreign_and_empty_files_are_refused(tmp_path: Path) -> None:
     path = enrolled(tmp_path / "state.db")
     with closing(sqlite3.connect(path)) as db:

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-import sqlite3
+
+from fl_tiny.device.store import DeviceStore
 
 from .fleet import Fleet, cli
 from .test_rounds import ledger_is_sound
@@ -42,5 +44,5 @@ def test_a_fleet_goes_on_from_a_backup_older_than_its_devices(fleet: Fleet) -> N
     ledger_is_sound(fleet.gw)
     for run, directory in zip(runs, devices, strict=True):
         run.end()
-        with sqlite3.connect(directory / "state.db") as db:
-            assert db.execute("SELECT version FROM head").fetchone() == (3,)
+        with contextlib.closing(DeviceStore.open(directory / "state.db")) as store:
+            assert store.head().version == 3

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables of a device's database, and how those of older versions become them.
+
+What is long is written once and stays in place; what changes in a round are numbers that name it.
+"""
+
+from __future__ import annotations
+
+SCHEMA_VERSION = 4
+CHOICE = "chosen_at, kind, fitted, digest, start, previous, fleet, personal"  # columns that kept and slot share
+_CHOICE = """chosen_at INT NOT NULL, kind TEXT NOT NULL, fitted INT NOT NULL, digest BLOB NOT NULL,
+  start INT NOT NULL, previous REAL, fleet REAL, personal REAL"""
+
+_FACTS = """
+CREATE TABLE meta(key TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE sample(id INTEGER PRIMARY KEY AUTOINCREMENT, label INT NOT NULL, held INT NOT NULL,
+  features BLOB NOT NULL, target BLOB, model BLOB NOT NULL DEFAULT x'') STRICT;
+CREATE INDEX sample_model ON sample(model, label, held);
+"""
+# head: each that a fact, the choice or the other slot names, once; meta `head` is the one held, kept.start what the
+# choice began with. residual: the journal's (rest) and the one carried, meta `residual`; a receipt makes one the other.
+# slot: the one not in use, with all that goes with its model (device/slots.py).
+_STATE = f"""
+CREATE TABLE head(id INTEGER PRIMARY KEY, version INT NOT NULL, signed BLOB NOT NULL, body BLOB NOT NULL) STRICT;
+CREATE TABLE residual(id INTEGER PRIMARY KEY, residual BLOB NOT NULL, steps BLOB NOT NULL) STRICT;
+CREATE TABLE journal(only INTEGER PRIMARY KEY CHECK(only=1), number INT NOT NULL, signed BLOB NOT NULL,
+  codes BLOB NOT NULL, rest INT NOT NULL) STRICT;
+CREATE TABLE kept(only INTEGER PRIMARY KEY CHECK(only=1), {_CHOICE}) STRICT;
+CREATE TABLE slot(only INTEGER PRIMARY KEY CHECK(only=1), name TEXT NOT NULL, manifest BLOB NOT NULL,
+  model_pk BLOB NOT NULL, features BLOB NOT NULL, head INT NOT NULL, {_CHOICE}) STRICT;
+"""
+SCHEMA = _FACTS + _STATE
+
+UNUSED_HEADS = (
+    "DELETE FROM head WHERE id NOT IN (SELECT value FROM meta WHERE key='head' UNION SELECT start FROM kept"
+    " UNION SELECT head FROM slot UNION SELECT start FROM slot)"
+)
+
+_SLOT_3 = """
+CREATE TABLE slot(only INTEGER PRIMARY KEY CHECK(only=1), name TEXT NOT NULL, manifest BLOB NOT NULL,
+  model_pk BLOB NOT NULL, features BLOB NOT NULL, head_version INT NOT NULL, head_signed BLOB NOT NULL,
+  head_body BLOB NOT NULL, chosen_at INT NOT NULL, kind TEXT NOT NULL, fitted INT NOT NULL, digest BLOB NOT NULL,
+  version INT NOT NULL, signed BLOB NOT NULL, body BLOB NOT NULL, previous REAL, fleet REAL, personal REAL) STRICT;
+"""
+_TABLES_3 = ("head", "journal", "residual", "kept", "slot")
+_COPY_3 = """
+INSERT INTO head(version, signed, body) SELECT version, signed, body FROM head_3
+  UNION SELECT version, signed, body FROM kept_3 UNION SELECT head_version, head_signed, head_body FROM slot_3
+  UNION SELECT version, signed, body FROM slot_3;
+INSERT INTO meta SELECT 'head', id FROM head_3 JOIN head USING(version, signed, body);
+INSERT INTO kept SELECT 1, chosen_at, kind, fitted, digest, id, previous, fleet, personal
+  FROM kept_3 JOIN head USING(version, signed, body);
+INSERT INTO slot SELECT 1, name, manifest, model_pk, features, held.id, chosen_at, kind, fitted, digest, start.id,
+  previous, fleet, personal FROM slot_3 AS old
+  JOIN head AS held ON (held.version, held.signed, held.body)=(head_version, head_signed, head_body)
+  JOIN head AS start ON (start.version, start.signed, start.body)=(old.version, old.signed, old.body);
+INSERT INTO residual SELECT 1, residual, steps FROM residual_3;
+INSERT INTO meta SELECT 'residual', 1 FROM residual_3;
+INSERT INTO residual SELECT 2, residual, steps FROM journal_3;
+INSERT INTO journal SELECT 1, number, signed, codes, 2 FROM journal_3;
+"""
+MIGRATIONS = {  # from a version to the next
+    1: "ALTER TABLE sample ADD COLUMN target BLOB;",
+    2: "ALTER TABLE sample ADD COLUMN model BLOB NOT NULL DEFAULT x''; DROP INDEX IF EXISTS sample_label;"
+    f"CREATE INDEX sample_model ON sample(model, label, held); {_SLOT_3}",
+    3: "".join(f"ALTER TABLE {name} RENAME TO {name}_3;" for name in _TABLES_3)
+    + _STATE
+    + _COPY_3
+    + "".join(f"DROP TABLE {name}_3;" for name in _TABLES_3),
+}
