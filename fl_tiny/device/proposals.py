@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import ipaddress
-import json
 import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -44,11 +43,15 @@ def proposed(
 
 def to_line(proposal: Proposal) -> str:
     """A proposal as the child prints it."""
+    import json  # noqa: PLC0415 - 0.2 MiB that an agent which finds its gateway does not need
+
     return json.dumps([proposal.host, proposal.port, proposal.mark])
 
 
 def from_lines(output: bytes) -> list[Proposal]:
     """What the child printed, at most ``MOST_TAKEN``; lines that are not proposals, or cut, are passed over."""
+    import json  # noqa: PLC0415 - as above
+
     found: list[Proposal] = []
     for line in output[:OUTPUT_LIMIT].split(b"\n"):
         try:
