@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import os
 from collections.abc import AsyncIterator
 
 from fl_tiny import config
@@ -51,7 +52,8 @@ async def _announce(where: str, gateway_pk: bytes, interface: str) -> None:
     try:
         host, port = config.address(where, 5684)
         hosts = [found[0] for found in await resolve(host, port)]
-        name = f"fl-tiny-{mark_of(gateway_pk)}"
+        # Two may have one key, such as an old gateway and the one restored from it: names must differ all the same.
+        name = f"fl-tiny-{mark_of(gateway_pk)}-{os.urandom(4).hex()}"
         info = AsyncServiceInfo(
             SERVICE,
             f"{name}.{SERVICE}",
