@@ -52,6 +52,7 @@ class GatewaySettings:
     min_samples: int = 10
     code_minutes: float = 10.0
     advertise: str | None = None
+    announce: bool = True
     handshakes_per_s: int = 50
     preprocess: Preprocess | None = None
 
@@ -61,6 +62,7 @@ class DeviceSettings:
     """What DIR/fl-tiny.toml of a device may say; docs/config.md explains each key."""
 
     gateway: str | None = None
+    discovery: str = "any"
     pairing_code: str | None = None
     model_key: str | None = None
     lan_timing: bool = False
@@ -94,6 +96,7 @@ RULES: dict[str, Rule] = {
     "kept": ("above 0 and at most 0.25", lambda v: 0 < v <= 0.25),
     "start": ("exact or model", lambda v: v in ("exact", "model")),
     "min_samples": ("1 to 65535", lambda v: 1 <= v <= 65_535),
+    "discovery": ("any, off, or an IP address of this board", lambda v: v in ("any", "off") or _is_ip(v)),
     "code_minutes": ("above 0 and at most 43200", lambda v: 0 < v <= 43_200),
     "handshakes_per_s": ("1 to 100000", lambda v: 1 <= v <= 100_000),
     "model_key": ("64 hexadecimal digits", lambda v: len(v) == 64 and not set(v.lower()) - set("0123456789abcdef")),
@@ -191,6 +194,16 @@ def _table(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as cause:
         raise ConfigError(f"{path}: {cause}") from cause
     return table
+
+
+def _is_ip(text: str) -> bool:
+    import ipaddress  # noqa: PLC0415 - for a key that is seldom given
+
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _unknown(key: str, known: list[str]) -> str:

@@ -71,7 +71,7 @@ def packages(version: str) -> list[Package]:
             "libssl3 | libssl3t64",
         ),
         recommends=("fl-tiny-tflite",),
-        suggests=("python3-pil",),
+        suggests=("python3-pil", "python3-zeroconf"),
         units=("fl-tiny-device.service", "fl-tiny-device.timer", "fl-tiny-device-once.service"),
     )
     gateway = Package(

@@ -45,11 +45,12 @@ HOME = {  # one foreign thing, one module
     "uvicorn": {"gateway/web.py"},
     "segno": {"cli/gateway.py"},
     "PIL": {"device/images.py"},
+    "zeroconf": {"net/multicast.py", "device/discover.py", "gateway/announce.py"},  # opened, asked, answered
     "wave": {"device/audio.py"},
     "csv": {"device/series.py"},
     "scipy": set(),  # tests alone: device/audio.py needs no more than numpy
 }
-STARTS_PROCESSES = {"device/child.py", "device/isolated.py"}  # and lab/
+STARTS_PROCESSES = {"device/child.py", "device/isolated.py", "device/find.py"}  # and lab/
 IDLE = ("fl_tiny.device.agent", "fl_tiny.net.coap", "fl_tiny.protocol.wire", "fl_tiny.protocol.session")
 
 

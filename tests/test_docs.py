@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -169,3 +171,38 @@ def test_every_problem_code_stands_in_the_protocol() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_a_page_stays_short(page: Path) -> None:
     assert len(page.read_text(encoding="utf-8").split("\n")) <= LONGEST_PAGE
+
+
+def events_logged(*folders: str) -> set[str]:
+    """What stands before the first key in each INFO, WARNING and ERROR line."""
+    found = set()
+    for path in MODULES:
+        if path.parent.name not in folders:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            call = node.func if isinstance(node, ast.Call) else None
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(call, ast.Attribute)
+                and isinstance(call.value, ast.Name)
+                and call.value.id == "log"
+                and call.attr != "debug"
+            ):
+                assert isinstance(node.args[0], ast.Constant), path
+                found.add(re.split(r" \w+=|[:;]", str(node.args[0].value))[0])
+    return found
+
+
+@pytest.mark.parametrize(("title", "folder"), [("At the gateway", "gateway"), ("At a device", "device")])
+def test_the_operators_page_explains_every_line_of_the_log(title: str, folder: str) -> None:
+    page = re.search(rf"^### {title}\n(.*?)(?=^#|\Z)", text("docs/operations.md"), re.MULTILINE | re.DOTALL)
+    assert page
+    listed = [cells[0].strip("`") for cells in rows(page[1])]
+    assert set(listed) == events_logged(folder) and len(set(listed)) == len(listed)
+
+
+def test_the_commands_on_the_operators_page_are_ones() -> None:
+    found = re.findall(r"^ {4,}fl-tiny (.*)$", text("docs/operations.md"), re.MULTILINE)
+    assert len(found) > 10
+    for line in found:
+        build_parser().parse_args(shlex.split(line))  # exits when it is none

@@ -123,7 +123,7 @@ def rekey(args: argparse.Namespace) -> None:
     import asyncio
 
     from fl_tiny import config, statedir
-    from fl_tiny.device.enrol import DEFAULT_PORT
+    from fl_tiny.device.find import DEFAULT_PORT
     from fl_tiny.device.newkey import make_new_key
     from fl_tiny.device.store import DeviceStore
 

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from fl_tiny import config, notify, statedir
-from fl_tiny.device import budget, job, slots
+from fl_tiny.device import budget, find, job, slots
 from fl_tiny.device.child import Child, Word
-from fl_tiny.device.enrol import DEFAULT_PORT
 from fl_tiny.device.layout import DEVICE_KEY
 from fl_tiny.device.link import Link
-from fl_tiny.device.newkey import open_link, take_places
+from fl_tiny.device.newkey import take_places
 from fl_tiny.device.store import DeviceStore, Journal, Kept, floats_to_bytes
 from fl_tiny.device.upgrade import Upgrade
 from fl_tiny.errors import EnvironmentFault, RemoteError
@@ -110,9 +109,7 @@ class Agent:
     # ---- the conversation -----------------------------------------------------------------------------------
 
     async def _connect(self) -> Link:
-        where = self._settings.gateway or self._store.get("gateway")
-        address = config.address(where, DEFAULT_PORT)
-        link = await open_link(self._directory, self._store, self._settings, address)
+        link, where = await find.open_link(self._directory, self._store, self._settings)
         self._seed = statedir.read_secret(self._directory, DEVICE_KEY)
         try:
             await link.register(self._did, self._boots, self._boot)

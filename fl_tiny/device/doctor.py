@@ -9,7 +9,7 @@ import importlib.metadata
 from pathlib import Path
 
 from fl_tiny import config, statedir
-from fl_tiny.device.enrol import DEFAULT_PORT
+from fl_tiny.device.find import DEFAULT_PORT
 from fl_tiny.device.layout import CURRENT, DEVICE_KEY, PSK
 from fl_tiny.device.link import MODEL_LIMIT, Link
 from fl_tiny.device.runtimes import HINT, chosen, full_name

@@ -10,16 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fl_tiny import config, statedir
+from fl_tiny.device.find import DEFAULT_PORT, elsewhere
 from fl_tiny.device.layout import BASE, CURRENT, DEVICE_KEY, PSK
 from fl_tiny.device.link import Link
 from fl_tiny.device.store import DeviceStore, HeldHead, Kept
-from fl_tiny.errors import ConfigError, RemoteError
+from fl_tiny.errors import ConfigError, EnvironmentFault, RemoteError
 from fl_tiny.files import write_atomic
 from fl_tiny.protocol import pairing, signed, wire
 
 log = logging.getLogger(__name__)
-
-DEFAULT_PORT = 5684  # coaps, RFC 7252 section 6.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +58,8 @@ async def enrol(
     if enrolled(directory):
         raise ConfigError(f"{directory} is enrolled already", hint="a device's identity is never overwritten")
     code = pairing.from_text(code_text)
-    where = gateway or settings.gateway or code.address
-    if not where:
-        raise ConfigError("no gateway is known: the code carries no address", hint="add --gateway HOST:PORT")
+    link, where = await _reached(code, gateway or settings.gateway, settings)
     address = config.address(where, DEFAULT_PORT)
-    try:
-        link = await Link.open(address, code.identity, code.secret, lan_timing=settings.lan_timing)
-    except RemoteError as fault:
-        hint = f"{fault.hint}; is the code wrong, used or expired?" if fault.hint else "is the code used or expired?"
-        raise RemoteError(fault.what, hint, fault.code) from fault
     try:
         statedir.create(directory)
         seed = _device_key(directory)
@@ -88,6 +80,31 @@ async def enrol(
         return await _fetch(directory, link, told, where, pinned=bool(pinned))
     finally:
         await link.close()
+
+
+async def _reached(code: pairing.PairingCode, given: str | None, settings: config.DeviceSettings) -> tuple[Link, str]:
+    """A session for one enrolment, and where: at the address given, else the code's, else at one that is proposed."""
+
+    async def opened(address: tuple[str, int]) -> Link:
+        return await Link.open(address, code.identity, code.secret, lan_timing=settings.lan_timing)
+
+    where = given or code.address
+    failed: EnvironmentFault | RemoteError | None = None
+    if where:
+        try:
+            return await opened(config.address(where, DEFAULT_PORT)), where
+        except EnvironmentFault as fault:
+            failed = fault
+        except RemoteError as fault:
+            why = "is the code wrong, used or expired?" if fault.hint else "is the code used or expired?"
+            failed = RemoteError(fault.what, f"{fault.hint}; {why}" if fault.hint else why, fault.code)
+    found = None if given else await elsewhere(settings.discovery, None, where or None, opened)
+    if found is not None:
+        return found
+    if failed is not None:
+        raise failed
+    why = "the code carries no address, and it opens none that the network proposes"
+    raise ConfigError(f"no gateway is known: {why}", hint="add --gateway HOST:PORT")
 
 
 async def _fetch(directory: Path, link: Link, told: wire.Enrolled, where: str, *, pinned: bool) -> EnrolledAs:

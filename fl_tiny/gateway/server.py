@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 from dataclasses import dataclass, replace
@@ -12,15 +13,17 @@ from typing import Any
 
 from fl_tiny import config, notify, statedir
 from fl_tiny.errors import ConfigError
+from fl_tiny.gateway.announce import announced, interface_of
 from fl_tiny.gateway.encodings import Encodings
 from fl_tiny.gateway.gather import ExactOptions
 from fl_tiny.gateway.models import Models
 from fl_tiny.gateway.resources import Resources
 from fl_tiny.gateway.service import Emit, Gateway
-from fl_tiny.gateway.setup import GATEWAY_KEY
+from fl_tiny.gateway.setup import GATEWAY_KEY, hint_address
 from fl_tiny.gateway.store import Store
 from fl_tiny.gateway.strategies import strategy_named
 from fl_tiny.net.coap import Limits, Server
+from fl_tiny.protocol import signed
 from fl_tiny.protocol.rekey import NEXT
 from fl_tiny.protocol.rounds import RoundSettings
 from fl_tiny.protocol.strategy import Options
@@ -108,7 +111,7 @@ async def _serve(
             await asyncio.sleep(0)
         emit("listening", {"uri": server.uri})
         log.info("listening uri=%s", server.uri)
-        async with notify.serving(f"listening at {server.uri}"):
+        async with notify.serving(f"listening at {server.uri}"), _announced(directory, store, settings, seed):
             return await _until_done(gateway.run(total), [server.fault, *([web] if web else [])])
     finally:
         if web:
@@ -117,6 +120,15 @@ async def _serve(
         gateway.save_all()
         await server.close()
         store.close()
+
+
+def _announced(
+    directory: Path, store: Store, settings: config.GatewaySettings, seed: bytes
+) -> contextlib.AbstractAsyncContextManager[None]:
+    interface = interface_of(settings.bind) if settings.announce else None
+    if interface is None:
+        return contextlib.nullcontext()
+    return announced(hint_address(directory, store), signed.public_key(seed), interface)
 
 
 def _train(settings: config.GatewaySettings) -> Train:
