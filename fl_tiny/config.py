@@ -51,6 +51,7 @@ class GatewaySettings:
     code_minutes: float = 10.0
     advertise: str | None = None
     handshakes_per_s: int = 50
+    constrained_peers: bool = False
     preprocess: Preprocess | None = None
 
 
