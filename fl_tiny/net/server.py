@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fl_tiny.net import transport
@@ -43,6 +43,14 @@ class ServerSession:
         self.closing = True
 
 
+@dataclass(slots=True)
+class _Watch:
+    """An observed answer. told: as the peer has it.   changed: set when it may be another by now."""
+
+    told: Response
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+
 class Server:
     """CoAP resources over DTLS on one UDP socket; nothing is served without DTLS."""
 
@@ -59,7 +67,7 @@ class Server:
         self._remotes: dict[Association, transport.Remote] = {}
         self._bodies = Assembly()
         self._body_bytes: Callable[[str], int] = lambda identity: 0
-        self._watched: dict[transport.Remote, asyncio.Event] = {}  # one a session; set when what it watches may differ
+        self._watched: dict[transport.Remote, _Watch] = {}  # one a session
         self._running: set[asyncio.Future[Response]] = set()
         self._on_wrong_key: Callable[[str], None] | None = None
         self.fault: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -128,8 +136,8 @@ class Server:
 
     def changed(self) -> None:
         """Watched answers may differ from now on: whoever watches is told, if its own does."""
-        for event in self._watched.values():
-            event.set()
+        for watch in self._watched.values():
+            watch.changed.set()
 
     @property
     def watching(self) -> int:
@@ -198,23 +206,23 @@ class Server:
         response = replace(await self._handled(request), block1=block1)
         made = from_response(cut(response, request.block2), self._timing)
         if received.opt.observe == 0 and response.watched and remote.open and remote not in self._watched:
-            self._watched[remote] = asyncio.Event()
+            self._watched[remote] = _Watch(response)
             made.opt.observe = 0
         return made
 
     async def _later(self, received: Any) -> AsyncIterator[Any]:
         """What became of a watched answer, each time it differs, until it is none any more."""
-        remote, number, last = received.remote, 0, None
+        remote, number = received.remote, 0
         request = replace(to_request(received, remote.session), etag=None)
-        changed = self._watched[remote]
+        watch = self._watched[remote]
         try:
             while remote.open:
-                await changed.wait()
-                changed.clear()
+                await watch.changed.wait()
+                watch.changed.clear()
                 response = await self._handled(request)
-                if response == last:
+                if response == watch.told:
                     continue
-                last, number = response, number + 1
+                watch.told, number = response, number + 1
                 made = from_response(cut(response, request.block2), self._timing)
                 if response.watched:
                     made.opt.observe = number

@@ -72,12 +72,20 @@ async def ask(build: str, url: str, *more: str, user: str = "peer:lab", key: byt
     return out
 
 
+def free_pair() -> int:
+    """A free port whose next one is free too: coaps is served on the port after the plain one."""
+    while True:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one, socket.socket(type=socket.SOCK_DGRAM) as two:
+            one.bind(("127.0.0.1", 0))
+            with contextlib.suppress(OSError):
+                two.bind(("127.0.0.1", one.getsockname()[1] + 1))
+                return int(one.getsockname()[1])
+
+
 @contextlib.asynccontextmanager
 async def foreign_server(build: str) -> AsyncIterator[int]:
     """libcoap's server; its port for DTLS."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1] - 1  # coaps is served on the port after the plain one
+    port = free_pair()
     command = [program(f"coap-server-{build}"), "-A", "127.0.0.1", "-p", str(port), "-k", KEY.decode(), "-h", "lab"]
     quiet = asyncio.subprocess.DEVNULL
     server = await asyncio.create_subprocess_exec(*command, "-d", "10", stdout=quiet, stderr=quiet, cwd=os.sep)
@@ -85,7 +93,8 @@ async def foreign_server(build: str) -> AsyncIterator[int]:
         await asyncio.sleep(0.5)
         yield port + 1
     finally:
-        server.kill()
+        with contextlib.suppress(ProcessLookupError):
+            server.kill()
         await server.wait()
 
 

@@ -62,6 +62,7 @@ def test_a_session_watches_once_and_leaves_nothing_behind() -> None:
             assert here.server.watching == 1
             [other] = await here.say(b"\x41\x01\0\2t" + OBSERVE + PATH)  # another token: answered, not kept
             assert b"\xff" in other and here.server.watching == 1
+            assert await here.changed(b"one") == []
             assert [data[-3:] for data in await here.changed(b"two")] == [b"two"]
             assert await here.changed(b"two") == [], "nothing has changed"
             [again] = await here.say(GET + b"\3" + OBSERVE + PATH)  # the same token: renewed
