@@ -193,7 +193,7 @@ class _Session:
 async def _echo(request: Request) -> Response:
     if request.path == ("long",):
         return Response("2.05", bytes(5000), 42)
-    return Response("2.05", request.payload[:1000], request.content_format, request.etag)
+    return Response("2.05", request.payload[:1000], request.content_format, request.etag, watched=True)
 
 
 class _Coap:
@@ -207,7 +207,8 @@ class _Coap:
 
     async def _start(self) -> Server:
         server = Server(_echo, 4096, True)
-        server._context, server._interface = await transport.attach(server._answer)
+        server._context, server._interface = await transport.attach(server._answer, server._later)
+        server._body_bytes = lambda identity: 10_000
         return server
 
     def run(self, data: bytes) -> None:
@@ -228,8 +229,13 @@ class _Coap:
         for _ in range(6):
             await asyncio.sleep(0)
         assert sum(map(len, out)) <= 2 * (len(data) + 1152)
-        interface.gone(remote, "end")
+        self.server.changed()
         await asyncio.sleep(0)
+        interface.gone(remote, "end")
+        self.server._bodies.drop(remote)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert self.server.watching == 0 and len(self.server._bodies) == 0
         manager = interface._manager
         assert not remote.recent and not manager._active_exchanges and not manager._recent_messages
         clean, _ = sift(data)
