@@ -6,7 +6,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import time
 
 from fl_tiny.errors import RemoteError
 from fl_tiny.gateway.store import Store
@@ -32,7 +31,6 @@ class Identities:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._pending: dict[bytes, float] = {}
-        self._wrong_said_at = float("-inf")
         self._out: dict[bytes, float] = {}  # since when we know of it
 
     def key_of(self, identity: str) -> bytes | None:
@@ -47,10 +45,7 @@ class Identities:
     def wrong_key(self, identity: str) -> None:
         """A handshake used another key than the identity's: five of them burn a pairing code."""
         if not identity.startswith(PAIR):
-            now = time.monotonic()  # whoever knows an identity may fail with it as often as the front door lets him
-            if now >= self._wrong_said_at + 1.0:
-                self._wrong_said_at = now
-                log.info("wrong key identity=%s", identity[:40])
+            log.info("wrong key identity=%s", identity[:40])
             return
         token = _hex(identity[len(PAIR) :])
         if self._store.pairing(token) is None:
