@@ -43,7 +43,7 @@ from fl_tiny.net.server import Server
 from fl_tiny.net.sessions import Datagram, Limits, Opened, Peer, Received, Table
 from fl_tiny.net.sieve import sift
 from fl_tiny.protocol import aggregate, cbor, manifest, pairing, problem, rekey, signed, wire
-from fl_tiny.protocol.rounds import Answered, RoundSettings
+from fl_tiny.protocol.rounds import RoundSettings
 from fl_tiny.protocol.update import HeadBody, decode_head
 
 ROOT = Path(__file__).parents[2]
@@ -356,6 +356,7 @@ class _Fleet:
         models = Models(self.store, folder / "gw", seed)
         self.gateway = Gateway(self.store, models, seed, RoundSettings(quorum=1.0), wire.Train(1, 16), 100)
         self.resources = Resources(self.gateway)
+        self.loop = asyncio.new_event_loop()
         dids = []
         for code, secret in zip(codes, (KEY, bytes(32)), strict=False):
             dids.append(signed.device_id(signed.public_key(secret)))
@@ -368,8 +369,7 @@ class _Fleet:
         rid = self.gateway.rounds.rid
         assert rid is not None
         for did in dids:  # the other one never delivers, so the round stays open
-            self.gateway.answer(Answered(did, rid, wire.Said.JOIN))
-        self.loop = asyncio.new_event_loop()
+            self.ask("POST", ("o",), wire.encode(wire.Answer(rid, wire.Said.JOIN)), did.hex())
 
     def close(self) -> None:
         self.store.close()
