@@ -6,13 +6,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import tracemalloc
 
 import aiocoap
 import pytest
 from aiocoap.blockwise import Block1Spool, ContinueException
-from aiocoap.messagemanager import MessageManager
 from dtls_pair import KEY
+from duplicates import attached, shown_and_closed
 
 from fl_tiny.net import transport
 from fl_tiny.net.assembly import BODIES, Assembly
@@ -21,48 +20,8 @@ from fl_tiny.net.coap import Client, Limits, Request, Response, Server
 NO_TEXT = bytes.fromhex("41fe41fe0131d7")
 
 
-async def echo(asked: aiocoap.Message) -> aiocoap.Message:
-    return transport.message(69, asked.payload, transport.Timing())
-
-
-async def attached(stock: bool) -> tuple[aiocoap.Context, transport.Interface, transport.Remote, list[bytes]]:
-    """A server of ours in memory, one peer of it, and what that peer is sent. stock: with aiocoap's own duplicates."""
-    context, interface = await transport.attach(echo)
-    out: list[bytes] = []
-    remote = transport.Remote(out.append, "peer")
-    if stock:
-        manager = interface._manager
-        manager._deduplicate_message = lambda message: MessageManager._deduplicate_message(manager, message)
-        remote.is_repeated = lambda data: False  # type: ignore[method-assign]
-    return context, interface, remote, out
-
-
-async def flooded(stock: bool, requests: int, ids: int) -> tuple[int, int, int]:
-    """Stale answers, bytes that stay, and timers that stay, of requests whose message IDs come round."""
-    context, interface, remote, out = await attached(stock)
-    tracemalloc.start()
-    stale, before = 0, tracemalloc.get_traced_memory()[0]
-    for number in range(requests):
-        out.clear()
-        body = b"%07d" % number
-        interface.receive(remote, b"\x40\x02" + (number % ids).to_bytes(2, "big") + b"\xff" + body)
-        for _ in range(4):
-            await asyncio.sleep(0)
-        stale += out != [] and not out[-1].endswith(body)
-    kept = tracemalloc.get_traced_memory()[0] - before
-    tracemalloc.stop()
-    timers = len(asyncio.get_running_loop()._scheduled)  # type: ignore[attr-defined]
-    interface.gone(remote, "end")
-    await context.shutdown()
-    return stale, kept, timers
-
-
-@pytest.mark.parametrize(("requests", "ids"), [(3000, 2000), pytest.param(70_000, 65_536, marks=pytest.mark.full)])
-def test_message_ids_that_come_round_get_no_stale_answer_and_cost_no_memory(requests: int, ids: int) -> None:
-    stale, kept, timers = asyncio.run(flooded(False, requests, ids))
-    assert stale == 0 and kept < 200_000 and timers < 200
-    stale, kept, timers = asyncio.run(flooded(True, requests, ids))
-    assert stale > 0 and kept > 500 * ids and timers > ids // 2, "the trap is gone: our cure may go too"
+def test_message_ids_that_come_round_get_no_stale_answer_and_cost_no_memory() -> None:
+    shown_and_closed(3000, 2000)
 
 
 def test_confirmable_requests_wait_for_each_other_and_a_window_of_others_does_not() -> None:
