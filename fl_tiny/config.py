@@ -54,6 +54,7 @@ class GatewaySettings:
     advertise: str | None = None
     announce: bool = True
     handshakes_per_s: int = 50
+    constrained_peers: bool = False
     preprocess: Preprocess | None = None
 
 

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, Any
 
 import numpy as np
@@ -27,8 +28,8 @@ MAX_Y_BYTES = 64 << 20  # guess: a million labels of eight bytes, or 20,000 samp
 MAX_MEMBERS = 64
 BATCH = 32  # samples that are real numbers at a time
 HINT = "numpy.savez(FILE, x=samples, y=labels) writes one"
-DAMAGED = (  # RuntimeError: a member that is said to be encrypted
-    zipfile.BadZipFile, zlib.error, EOFError, ValueError, TypeError, SyntaxError, KeyError, RuntimeError,
+DAMAGED = (  # RuntimeError: a member that is said to be encrypted; TokenError: numpy's second try at a header
+    zipfile.BadZipFile, zlib.error, EOFError, ValueError, TypeError, SyntaxError, KeyError, RuntimeError, TokenError,
 )  # fmt: skip
 
 

@@ -26,8 +26,9 @@ from fl_tiny.protocol.wire import Code
 log = logging.getLogger(__name__)
 
 CBOR, COSE, OCTETS, LINKS, PROBLEM = 60, 18, 42, 40, 257  # content formats (docs/protocol.md, "Resources")
+BODY_BYTES = wire.MAX_CODES  # of a request that comes in blocks, from a device on another CoAP stack
 NOT_FOUND, NOT_ALLOWED, UNAUTHORISED = "4.04", "4.05", "4.01"
-DIRECTORY = '</d>;rt="fl.device";ct=60,</m>;rt="fl.head";ct=18,</o>;rt="fl.offer";ct=60,</u>;rt="fl.update"'
+DIRECTORY = '</d>;rt="fl.device";ct=60,</m>;rt="fl.head";ct=18;obs,</o>;rt="fl.offer";ct=60,</u>;rt="fl.update"'
 PEER = "peer:"
 
 Answer = Response | Awaitable[Response]  # awaitable: it waits for the disk
@@ -68,6 +69,10 @@ class Resources:
         if identity.startswith(PEER):
             return self._store.peer(identity[len(PEER) :])
         return self._identities.key_of(identity)
+
+    def body_bytes(self, identity: str) -> int:
+        """How much an identity may send in blocks: devices alone have reason to."""
+        return 0 if identity.startswith((PAIR, PEER)) else BODY_BYTES
 
     async def handle(self, request: Request) -> Response:
         """The response to one request; a refusal is a counted 4.xx with a problem body, never an exception."""
@@ -175,7 +180,9 @@ class Resources:
         etag = head.digest[:8]
         if request.path == ("m",):
             same = request.etag == etag
-            return Response("2.03", etag=etag) if same else Response("2.05", head.signed, COSE, etag)
+            if same:
+                return Response("2.03", etag=etag, watched=True)
+            return Response("2.05", head.signed, COSE, etag, watched=True)
         if request.path == ("m", "new") and did is not None:
             signed_head = self._gateway.models.new_head(did, self._gateway.head)
             return Response("2.05", signed_head, COSE) if signed_head else _refusal(NOT_FOUND, "no newer model")

@@ -88,21 +88,30 @@ async def _serve(
     def say(event: str, facts: dict[str, Any]) -> None:
         if event == "round":
             notify.status(f"round {facts['number']} {facts['state']}")
+            server.changed()  # there may be a new head
         emit(event, facts)
 
-    gateway.emit = say
     resources = Resources(gateway)
     limits = Limits(
         handshakes_per_s=settings.handshakes_per_s, pairings_per_s=settings.handshakes_per_s, sessions=MAX_SESSIONS
     )
-    wrong = gateway.identities.wrong_key
-    server = await Server.start(resources.handle, resources.key_of, settings.bind, limits=limits, on_wrong_key=wrong)
+    if settings.constrained_peers:
+        log.warning("constrained peers: PSK-AES128-CCM8 is served, which needs OpenSSL's security level 0")
+    server = await Server.start(
+        resources.handle,
+        resources.key_of,
+        settings.bind,
+        limits=limits,
+        constrained_peers=settings.constrained_peers,
+        on_wrong_key=gateway.identities.wrong_key,
+        body_bytes=resources.body_bytes,
+    )
 
     def cut(did: bytes) -> None:
         server.drop_identity(did.hex())
         server.drop_identity(NEXT + did.hex())
 
-    gateway.cut = cut
+    gateway.emit, gateway.cut = say, cut
     web = None
     try:
         store.put(uri=server.uri, bound=_bound(settings.bind, server.port))

@@ -24,6 +24,7 @@ LAST_RETRANSMIT_S = 8.0
 FORWARD_SECRET = "ECDHE-PSK-CHACHA20-POLY1305"  # noqa: S105 - a cipher suite
 PLAIN = "PSK-AES128-GCM-SHA256"
 CONSTRAINED = "PSK-AES128-CCM8:@SECLEVEL=0"  # OpenSSL refuses the suite at any higher level
+NO_CIPHER = "no shared cipher suite"
 PAIRING = "pair:"  # identities good for one enrolment; only the forward-secret suite serves them
 
 _OPTIONS = (
@@ -348,7 +349,8 @@ class Session:
     def _fail(self) -> None:
         reason = self.context.calls.ERR_peek_error() & openssl.ERR_REASON_MASK
         self.alert = max(0, reason - openssl.SSL_AD_REASON_OFFSET)
-        self.ended = f"alert {self.alert}" if self.alert else f"OpenSSL reason {reason}"
+        other = NO_CIPHER if reason == openssl.SSL_R_NO_SHARED_CIPHER else f"OpenSSL reason {reason}"
+        self.ended = f"alert {self.alert}" if self.alert else other
 
     def _free(self) -> None:
         if self.pointer is not None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from fl_tiny.net.dtls import Context, PskLookup, Session
+from fl_tiny.net.dtls import NO_CIPHER, Context, PskLookup, Session
 from fl_tiny.net.sessions import Association, Closed, Datagram, Event, Failed, Limits, Opened, Peer, Received, Table
 from fl_tiny.net.udp import ANCILLARY_BYTES, destination, local_address, source
 
@@ -29,6 +29,8 @@ class Counters:
     bytes_out: int = 0
     handshakes_ok: int = 0
     handshakes_failed: int = 0
+    no_cipher: int = 0  # of these, for want of a suite that both ends have
+    cookies: int = 0  # ClientHellos answered without keeping anything
     dropped: int = 0  # datagrams nobody wanted, handshakes beyond a bound, messages that were no CoAP
     unsent: int = 0  # datagrams that the kernel refused
 
@@ -118,6 +120,7 @@ class ServerEndpoint:
             before = self._table.dropped
             self._carry_out(self._table.receive(peer, data, self._loop.time()))
             self._counters.dropped += self._table.dropped - before
+            self._counters.cookies = self._table.cookies
 
     def _carry_out(self, events: list[Event]) -> None:
         for event in events:
@@ -131,8 +134,9 @@ class ServerEndpoint:
                     self._owner.opened(who)
                 case Closed(who, why):
                     self._owner.closed(who, why)
-                case Failed(identity, wrong_key):
+                case Failed(identity, wrong_key, why):
                     self._counters.handshakes_failed += 1
+                    self._counters.no_cipher += why == NO_CIPHER
                     self._owner.failed(identity, wrong_key)
         self._arm()
 

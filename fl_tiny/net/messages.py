@@ -54,6 +54,8 @@ class Response:
     max_age: int | None = None  # seconds
     block2: tuple[int, bool, int] | None = None  # number, more follow, size in bytes
     size2: int | None = None  # bytes of the whole
+    block1: tuple[int, bool, int] | None = None  # of the request's blocks: number, more follow, size in bytes
+    watched: bool = False  # an answer that a peer may have told again when it changes (RFC 7641)
 
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -61,14 +63,20 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 def refusal(received: Any, payload_bytes: int) -> Response | None:
     """Why a request never reaches the handler, if it does not."""
-    block1, block2 = received.opt.block1, received.opt.block2
-    if len(received.payload) > payload_bytes or (block1 is not None and (block1.more or block1.block_number)):
+    if len(received.payload) > payload_bytes:
         return Response("4.13", size2=None)
-    if block2 is not None and block2.size_exponent == _RESERVED_EXPONENT:
-        return Response("4.00")
+    for block in (received.opt.block1, received.opt.block2):
+        if block is not None and block.size_exponent == _RESERVED_EXPONENT:
+            return Response("4.00")
     if not 1 <= received.code <= len(METHODS):
         return Response("4.05")
     return None
+
+
+def block1_of(received: Any) -> tuple[int, bool, int] | None:
+    """Number, more follow and size in bytes of the block that a request says it is."""
+    block = received.opt.block1
+    return None if block is None else (block.block_number, bool(block.more), block.size)
 
 
 def to_request(received: Any, session: SessionHandle) -> Request:
@@ -132,7 +140,7 @@ def from_response(response: Response, timing: Timing) -> Any:
     kind, dot, detail = response.code.partition(".")
     assert dot and kind in "245" and len(detail) == 2 and int(detail) < 32, f"{response.code} is no response code"
     assert len(response.payload) <= PAYLOAD_BYTES, f"{response.code} with {len(response.payload)} B fits no datagram"
-    block2 = response.block2
+    block1, block2 = response.block1, response.block2
     return message(
         int(kind) << 5 | int(detail),
         response.payload,
@@ -140,6 +148,7 @@ def from_response(response: Response, timing: Timing) -> Any:
         content_format=response.content_format,
         etag=response.etag,
         max_age=response.max_age,
+        block1=None if block1 is None else (block1[0], block1[1], _exponent(block1[2])),
         block2=None if block2 is None else (block2[0], block2[1], _exponent(block2[2])),
         size2=response.size2,
     )

@@ -4,15 +4,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import logging
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fl_tiny.net import transport
+from fl_tiny.net.assembly import Assembly
 from fl_tiny.net.dtls import PskLookup
 from fl_tiny.net.endpoint import Counters, ServerEndpoint
-from fl_tiny.net.messages import Handler, Response, cut, from_response, refusal, to_request
+from fl_tiny.net.messages import Handler, Request, Response, block1_of, cut, from_response, refusal, to_request
+from fl_tiny.net.noise import EVERY_S, Noise
 from fl_tiny.net.sessions import Association, Limits
 from fl_tiny.net.udp import bound_socket, split_address
+
+log = logging.getLogger(__name__)
 
 PAYLOAD_BYTES = 4096  # largest request body a server takes
 HANDLERS = 512  # requests being handled at a time; more are told to come back
@@ -37,18 +43,31 @@ class ServerSession:
         self.closing = True
 
 
+@dataclass(slots=True)
+class _Watch:
+    """An observed answer. told: as the peer has it.   changed: set when it may be another by now."""
+
+    told: Response
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+
 class Server:
     """CoAP resources over DTLS on one UDP socket; nothing is served without DTLS."""
 
     _endpoint: ServerEndpoint
     _interface: transport.Interface
     _context: Any
+    _noise: Noise
+    _timer: asyncio.TimerHandle
 
     def __init__(self, handler: Handler, payload_bytes: int, lan_timing: bool) -> None:
         """Use ``start``."""
         self._handler, self._payload_bytes = handler, payload_bytes
         self._timing = transport.Timing(lan_timing)
         self._remotes: dict[Association, transport.Remote] = {}
+        self._bodies = Assembly()
+        self._body_bytes: Callable[[str], int] = lambda identity: 0
+        self._watched: dict[transport.Remote, _Watch] = {}  # one a session
         self._running: set[asyncio.Future[Response]] = set()
         self._on_wrong_key: Callable[[str], None] | None = None
         self.fault: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -66,18 +85,23 @@ class Server:
         constrained_peers: bool = False,
         lan_timing: bool = False,
         on_wrong_key: Callable[[str], None] | None = None,
+        body_bytes: Callable[[str], int] | None = None,
     ) -> Server:
         """A server that answers until ``close``.
 
         ``on_wrong_key`` is told the identity of each handshake that used another key than the one ``lookup`` gave.
+        ``body_bytes`` says how much an identity may send in blocks; without it nobody may.
         What ``handler`` raises is our own fault: the peer gets 5.00, and ``fault`` the first such exception.
         Raises: ConfigError for ``bind``; EnvironmentFault when the address or OpenSSL cannot be had.
         """
         self = cls(handler, payload_bytes, lan_timing)
         self._on_wrong_key = on_wrong_key
+        self._body_bytes = body_bytes or self._body_bytes
         host = split_address(bind)[0]
-        self._context, self._interface = await transport.attach(self._answer)
+        self._context, self._interface = await transport.attach(self._answer, self._later)
         self._endpoint = ServerEndpoint(bound_socket(bind), lookup, limits or Limits(), constrained_peers, self)
+        self._noise = Noise(self.counters)
+        self._listen()
         shown = "localhost" if host in ("::", "0.0.0.0") else f"[{host}]" if ":" in host else host  # noqa: S104
         self.uri = f"coaps://{shown}:{self.port}"
         return self
@@ -110,9 +134,21 @@ class Server:
         """End the sessions and handshakes of a revoked identity."""
         self._endpoint.drop_identity(identity, "revoked")
 
+    def changed(self) -> None:
+        """Watched answers may differ from now on: whoever watches is told, if its own does."""
+        for watch in self._watched.values():
+            watch.changed.set()
+
+    @property
+    def watching(self) -> int:
+        """Sessions that are told of changes."""
+        return len(self._watched)
+
     async def close(self) -> None:
         """Tell every peer, let the handlers end, free the port. May be called twice."""
         self._endpoint.close()
+        self._timer.cancel()
+        await asyncio.sleep(0)  # what ``closed`` has put off
         if self._running:
             await asyncio.wait(self._running, timeout=HANDLERS_S)
         for task in self._running:
@@ -137,12 +173,20 @@ class Server:
 
     def closed(self, who: Association, why: str) -> None:
         """Called by the endpoint: an authenticated session has ended."""
-        self._interface.gone(self._remotes.pop(who), why)
+        remote = self._remotes.pop(who)
+        self._bodies.drop(remote)
+        # One step later: aiocoap ends what it serves for this peer, also what came with the close and has not begun.
+        asyncio.get_running_loop().call_soon(self._interface.gone, remote, why)
 
     def failed(self, identity: str, wrong_key: bool) -> None:
         """Called by the endpoint: a handshake came to nothing."""
         if wrong_key and self._on_wrong_key is not None:
             self._on_wrong_key(identity)
+
+    def _listen(self) -> None:
+        if line := self._noise.line():
+            log.info("%s", line)
+        self._timer = asyncio.get_running_loop().call_later(EVERY_S, self._listen)
 
     async def _answer(self, received: Any) -> Any:
         refused = refusal(received, self._payload_bytes)
@@ -150,18 +194,55 @@ class Server:
             refused = Response("5.03", max_age=BUSY_S)
         if refused is not None:
             return from_response(refused, self._timing)
-        session: ServerSession = received.remote.session
-        request = to_request(received, session)
+        remote, block1 = received.remote, block1_of(received)
+        request = to_request(received, remote.session)
+        if block1 is not None and (block1[0] or block1[1]):  # a part
+            limit, now = self._body_bytes(request.identity), asyncio.get_running_loop().time()
+            whole = self._bodies.take(remote, (request.method, *request.path), block1, request.payload, limit, now)
+            if isinstance(whole, str):
+                wait_s = BUSY_S if whole == "5.03" else None
+                return from_response(Response(whole, max_age=wait_s, block1=block1), self._timing)
+            request = replace(request, payload=whole)
+        response = replace(await self._handled(request), block1=block1)
+        made = from_response(cut(response, request.block2), self._timing)
+        if received.opt.observe == 0 and response.watched and remote.open and remote not in self._watched:
+            self._watched[remote] = _Watch(response)
+            made.opt.observe = 0
+        return made
+
+    async def _later(self, received: Any) -> AsyncIterator[Any]:
+        """What became of a watched answer, each time it differs, until it is none any more."""
+        remote, number = received.remote, 0
+        request = replace(to_request(received, remote.session), etag=None)
+        watch = self._watched[remote]
+        try:
+            while remote.open:
+                await watch.changed.wait()
+                watch.changed.clear()
+                response = await self._handled(request)
+                if response == watch.told:
+                    continue
+                watch.told, number = response, number + 1
+                made = from_response(cut(response, request.block2), self._timing)
+                if response.watched:
+                    made.opt.observe = number
+                yield made
+        finally:
+            del self._watched[remote]
+
+    async def _handled(self, request: Request) -> Response:
+        """What the handler answers, or 5.00 when it raises."""
         task = asyncio.ensure_future(self._handler(request))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
+        session = request.session
         try:  # shielded: the peer may go, or ask again, while the handler writes; it is never cut short
-            return from_response(cut(await asyncio.shield(task), request.block2), self._timing)
+            return await asyncio.shield(task)
         except Exception as e:
             if not self.fault.done():
                 self.fault.set_exception(e)
-            return from_response(Response("5.00"), self._timing)
+            return Response("5.00")
         finally:
-            if session.closing:  # after the answer, which aiocoap sends in this same step of the loop
+            if isinstance(session, ServerSession) and session.closing:  # after the answer, which leaves in this step
                 close = self._endpoint.close_association
                 asyncio.get_running_loop().call_soon(close, session.who, "closed by the handler")

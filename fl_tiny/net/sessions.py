@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv6Address, ip_address
 
 from fl_tiny.net.dtls import PAIRING, Context, PskLookup, Session
@@ -108,6 +108,7 @@ class Failed:
 
     identity: str
     wrong_key: bool
+    why: str = field(default="", compare=False)
 
 
 Event = Datagram | Opened | Received | Closed | Failed
@@ -126,6 +127,7 @@ class Table:
     ) -> None:
         """``now`` is in seconds of the caller's monotonic clock, here and below."""
         self.limits = limits
+        self.cookies = 0  # ClientHellos answered without keeping anything
         self.dropped = 0  # datagrams that nobody wanted, and handshakes beyond a bound
         self._lookup, self._random_bytes = lookup, random_bytes
         self._context = Context.server(self._find_key, constrained_peers)
@@ -230,6 +232,7 @@ class Table:
         answer, session = self._context.listen(peer.key, hello)
         if session is None:
             self.dropped += not answer
+            self.cookies += bool(answer)
             return [Datagram(peer, data) for data in answer]
         replaced = self._candidates.get(peer)
         full = len(self._candidates) >= self.limits.handshakes and replaced is None
@@ -253,7 +256,7 @@ class Table:
             return [*events, *self._promote(who), *self._delivered(who, messages)]
         if session.ended:
             self._forget(who)
-            return [*events, Failed(session.identity, wrong_key=False)]
+            return [*events, Failed(session.identity, wrong_key=False, why=session.ended)]
         who.retransmit_at = self._now + session.retransmit_s
         return events
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 # aiocoap carries no type information.
@@ -25,6 +25,10 @@ RECENT = 32  # requests a session whose answers are kept for duplicates, without
 RECENT_BYTES = 256  # longer answers are not kept: every request is idempotent and is served again
 LAN_ACK_TIMEOUT_S = 0.3
 LOGGER = "fl_tiny.net.aiocoap"
+
+
+Answer = Callable[[Message], Awaitable[Message]]
+Later = Callable[[Message], AsyncIterator[Message]]
 
 
 class Timing(TransportTuning):  # type: ignore[misc]
@@ -131,24 +135,31 @@ class Interface(MessageInterface):  # type: ignore[misc]
 
 
 class Site:
-    """aiocoap's serversite: every request goes to one function; no assembly of blocks, no observation."""
+    """aiocoap's serversite: every request goes to one function, and another tells what an answer has become since."""
 
-    def __init__(self, answer: Callable[[Message], Awaitable[Message]]) -> None:
-        self._answer = answer
+    def __init__(self, answer: Answer, later: Later | None) -> None:
+        self._answer, self._later = answer, later
 
     async def render_to_pipe(self, pipe: Any) -> None:
-        pipe.add_response(await self._answer(pipe.request), is_last=True)
+        first = await self._answer(pipe.request)
+        if self._later is None or first.opt.observe is None:
+            pipe.add_response(first, is_last=True)
+            return
+        pipe.add_response(first)
+        async for message in self._later(pipe.request):
+            pipe.add_response(message, is_last=message.opt.observe is None)
 
 
-async def attach(answer: Callable[[Message], Awaitable[Message]] | None = None) -> tuple[Context, Interface]:
+async def attach(answer: Answer | None = None, later: Later | None = None) -> tuple[Context, Interface]:
     """A context of aiocoap over an interface of ours, a server's if it has an ``answer``.
 
+    later: what follows an answer with the option Observe, until one without it.
     This function holds all that is private to aiocoap: the hook that adds a transport, and the table of duplicates,
     which keeps 2.1 KB a request for 247 s and after 65,536 of them gives stale answers. ``Remote.recent`` replaces it.
     """
     logging.getLogger(LOGGER).setLevel(logging.CRITICAL)  # aiocoap logs a line for each odd message of a peer
     context = Context(
-        loop=asyncio.get_running_loop(), serversite=None if answer is None else Site(answer), loggername=LOGGER
+        loop=asyncio.get_running_loop(), serversite=None if answer is None else Site(answer, later), loggername=LOGGER
     )
     made: list[Interface] = []
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -36,9 +37,9 @@ def cli(*args: object, code: int = 0, stdin: str = "") -> Any:
 class Daemon:
     """A daemon with ``--json``: its events as they come."""
 
-    def __init__(self, *args: object) -> None:
+    def __init__(self, *args: object, command: Sequence[object] = COMMAND) -> None:
         self.process = subprocess.Popen(
-            [*COMMAND, *map(str, args), "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [*map(str, command), *map(str, args), "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         self.seen: list[dict[str, Any]] = []
         self.log: list[str] = []
@@ -108,10 +109,10 @@ class Fleet:
             "gateway", "init", self.gw, "--model", model, *(("--layers", layers) if layers else ()), *options
         )
 
-    def gateway(self, *options: object, bind: str | None = None) -> Daemon:
-        """Run the gateway; a later one takes the same port."""
+    def gateway(self, *options: object, bind: str | None = None, command: Sequence[object] = COMMAND) -> Daemon:
+        """Run the gateway; a later one takes the same port. command: what stands for ``fl-tiny``."""
         address = bind or f"127.0.0.1:{self.port}"
-        daemon = Daemon("gateway", "run", self.gw, "--bind", address, *options)
+        daemon = Daemon("gateway", "run", self.gw, "--bind", address, *options, command=command)
         self.daemons.append(daemon)
         self.port = int(daemon.event("listening")["uri"].rsplit(":", 1)[1])
         return daemon

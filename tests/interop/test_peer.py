@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,3 +54,23 @@ def test_plain_coap_on_that_port_gets_nothing(fleet: Fleet) -> None:
 def test_a_peers_name_is_taken_once(fleet: Fleet, tmp_path: Path) -> None:
     cli("gateway", "pair", fleet.gw, "--peer", "twice")
     cli("gateway", "pair", fleet.gw, "--peer", "twice", code=78)
+
+
+def test_a_watching_peer_gets_the_head_that_a_round_publishes(tmp_path: Path) -> None:
+    fleet = Fleet(tmp_path)
+    try:
+        gateway = fleet.gateway("--clients", "1", "--rounds", "1")
+        peer = cli("gateway", "pair", fleet.gw, "--peer", "watcher")
+        if shutil.which(CLIENTS[0]) is None:
+            pytest.skip(f"{CLIENTS[0]} is not installed: Debian's libcoap3-bin has it")
+        uri = f"coaps://127.0.0.1:{fleet.port}/m"
+        words = [CLIENTS[0], "-m", "get", "-s", "60", "-u", peer["identity"], "-k", peer["key"], "-B", "60", uri]
+        with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as watcher:
+            fleet.run(fleet.device("board"))
+            gateway.event("round", state="published")
+            time.sleep(1.0)
+            watcher.kill()
+            out, _ = watcher.communicate(timeout=10)
+        assert out.count(b"\xd2\x84\x43\xa1\x01\x32") == 2, out
+    finally:
+        fleet.end()

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hostile bytes for everything that reads bytes of strangers: ``scripts/fuzz``; in short by pytest."""
