@@ -152,14 +152,16 @@ class Link:
     async def upload(self, message: bytes, codes: bytes, *, again: bool) -> wire.Receipt:
         """Deliver an update. again: it may have arrived before, so ask first. Raises: RemoteError, refused."""
         sid = wire.name_of(hashlib.sha256(codes).digest())
-        lacking = [] if again else list(range(0, len(codes), wire.CHUNK))
+        held, whole = b"", again
         for _ in range(UPLOAD_TRIES):
-            for at in lacking:
-                await self._ask("PUT", ("u", sid, str(at // wire.UNIT)), codes[at : at + wire.CHUNK], OCTETS)
+            if not whole:
+                await self._client.put_all(
+                    lambda at: ("u", sid, str(at // wire.UNIT)), codes, OCTETS, held=held, check=_check
+                )
             answer = await self._client.request("POST", ("u", sid), message, COSE)
             if answer.code != "4.08":
                 return wire.decode(wire.Receipt, _good(answer).payload)
-            lacking = wire.missing(wire.decode(wire.Held, answer.payload))
+            held, whole = wire.decode(wire.Held, answer.payload).bitmap, False
         raise RemoteError("the gateway does not take the update's chunks")
 
     async def _ask(self, method: str, path: tuple[str, ...], payload: bytes = b"", form: int | None = None) -> Response:
@@ -167,6 +169,10 @@ class Link:
         answer = await self._client.request(method, path, payload, form)
         self.quality.took(time.monotonic() - sent)
         return _good(answer)
+
+
+def _check(answer: Response) -> None:
+    _good(answer)
 
 
 def _good(answer: Response) -> Response:

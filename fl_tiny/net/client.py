@@ -4,21 +4,25 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from fl_tiny.errors import EnvironmentFault, RemoteError
-from fl_tiny.net import transport
-from fl_tiny.net.dtls import Context
+from fl_tiny.net import bulk, transport
+from fl_tiny.net.dtls import FIRST_RETRANSMIT_S, Context
 from fl_tiny.net.endpoint import ClientEndpoint, Counters
 from fl_tiny.net.messages import BLOCK_BYTES, Response, from_request, to_response
 from fl_tiny.net.udp import resolve
+from fl_tiny.net.window import Piece, Way, Window
 
 HANDSHAKE_S = 12.0  # a wrong key is dropped in silence, so only time ends such a handshake
 ATTEMPT_S = 6.0  # one forged or damaged datagram spoils a handshake for good: begin anew once
 REFUSED_S = 3.5  # two more hellos after a first ICMP error, when nobody has ever answered
 ALERT_PAUSE_S = 1.1  # an alert is forgeable: asked once more; a gateway admits one pairing a second
 STALE_S, LAN_STALE_S = 8.0, 4.0
+LAN_RETRANSMIT_S = 0.4  # of a handshake's flight
 HINT_S = 1.0  # silence that is enough after an ICMP error
+ANSWER_S, LAN_ANSWER_S = 2.0, 0.5  # before a first round trip was measured
 POLL_S = 0.5  # while a request is outstanding
 FAILURES = 3
 FIRST_OF_MANY_S = 4.0  # for each address of a name but the last
@@ -37,7 +41,8 @@ class Client:
         self._host, self._port, self._identity = host, port, identity
         self._lan_timing = lan_timing
         self._stale_s = LAN_STALE_S if lan_timing else STALE_S
-        self._dtls = Context.client(identity, key)
+        self._way = Way(LAN_ANSWER_S if lan_timing else ANSWER_S)
+        self._dtls = Context.client(identity, key, LAN_RETRANSMIT_S if lan_timing else FIRST_RETRANSMIT_S)
         self._link: _Link | None = None
         self._opening: asyncio.Task[_Link] | None = None
         self._context: Any = None
@@ -87,12 +92,12 @@ class Client:
         ``block2`` is number and size in bytes of the one block wanted.
         Raises: EnvironmentFault, after three sessions without an answer; RemoteError, when the identity is refused.
         """
-        timing = transport.Timing(self._lan_timing, confirmable)
         for _ in range(FAILURES):
             try:
                 link = await self._connected(HANDSHAKE_S)
             except _NoAnswer:
                 continue
+            timing = transport.Timing(self._lan_timing, confirmable, self._way.timeout_s)
             asked = from_request(
                 method,
                 path,
@@ -107,9 +112,29 @@ class Client:
             if answer is not None:
                 return to_response(answer)
             self._drop(link)
-        raise EnvironmentFault(
-            f"no answer from {self._host}:{self._port} in {FAILURES} tries", "is the gateway up, and the network?"
-        )
+        raise self._lost()
+
+    async def put_all(
+        self,
+        path_of: Callable[[int], tuple[str, ...]],
+        body: bytes,
+        content_format: int,
+        *,
+        held: bytes = b"",
+        check: Callable[[Response], None],
+    ) -> None:
+        """PUT the pieces of ``body`` through a window, each to ``path_of`` the byte it begins at.
+
+        ``held``: a bit for each unit of 128 B that need not be sent, as ``Window`` has it. ``check`` is told each
+        answer, and ends the upload by what it raises. It goes on over a new session when the old one has gone stale.
+        Raises: EnvironmentFault, after three sessions in a row without an answer; what ``check`` raises.
+        """
+
+        def request(piece: Piece, link: _Link) -> Any:
+            payload = body[piece.at : piece.at + piece.length]
+            return self._from(link, "PUT", path_of(piece.at), payload, content_format=content_format)
+
+        await self._carry(Window(self._way, len(body), held), request, lambda _, answer: check(answer))
 
     async def fetch(self, path: tuple[str, ...], *, size_limit: int) -> bytes:
         """The whole body at ``path``, at most ``size_limit`` bytes, block by block.
@@ -140,6 +165,41 @@ class Client:
             context, self._context = self._context, None
             await context.shutdown()
         self._dtls.close()
+
+    async def _carry(
+        self, window: Window, request: Callable[[Piece, _Link], Any], took: Callable[[Piece, Response], None]
+    ) -> None:
+        silent = 0
+        while silent < FAILURES:
+            left = window.left
+            try:
+                link = await self._connected(HANDSHAKE_S)
+            except _NoAnswer:
+                silent += 1
+                continue
+
+            def ask(piece: Piece, link: _Link = link) -> bulk.Asked | None:
+                if not link.is_open or not link.may_ask(asyncio.get_running_loop().time()):
+                    return None
+                return transport.ask(self._context, request(piece, link))
+
+            answered = lambda piece, answer: took(piece, to_response(answer))  # noqa: E731 - two lines less
+            if await bulk.carry(window, ask, answered, self._stale_s):
+                return
+            self._drop(link)
+            silent = silent + 1 if window.left == left else 0
+        raise self._lost()
+
+    def _lost(self) -> EnvironmentFault:
+        return EnvironmentFault(
+            f"no answer from {self._host}:{self._port} in {FAILURES} tries", "is the gateway up, and the network?"
+        )
+
+    def _from(self, link: _Link, method: str, path: tuple[str, ...], payload: bytes = b"", **options: Any) -> Any:
+        """A non-confirmable request of aiocoap."""
+        asked = {"content_format": None, "etag": None, "block2": None, **options}
+        timing = transport.Timing(self._lan_timing, False)
+        return from_request(method, path, payload, timing=timing, remote=link.remote, **asked)
 
     async def _fetch_once(self, path: tuple[str, ...], size_limit: int) -> bytes | None:
         """The body, or None when it changed on the way."""
@@ -177,6 +237,9 @@ class Client:
                 if left <= 0 or not link.is_open:
                     return None
                 await asyncio.wait({answer}, timeout=min(left, POLL_S))
+            took_s = loop.time() - sent
+            if took_s < self._way.timeout_s:  # else it may answer any of several transmissions
+                self._way.measured(took_s)
             return answer.result()
         except transport.CoapError:  # retransmitted in vain, or the session ended
             return None

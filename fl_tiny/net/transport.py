@@ -23,7 +23,7 @@ __all__ = ["CoapError", "Interface", "Remote", "Timing", "ask", "attach", "messa
 
 RECENT = 32  # requests a session whose answers are kept for duplicates, without a timer each
 RECENT_BYTES = 256  # longer answers are not kept: every request is idempotent and is served again
-LAN_ACK_TIMEOUT_S = 0.3
+ACK_TIMEOUT_S, LAN_ACK_TIMEOUT_S = 2.0, 0.3
 LOGGER = "fl_tiny.net.aiocoap"
 
 
@@ -32,12 +32,11 @@ Later = Callable[[Message], AsyncIterator[Message]]
 
 
 class Timing(TransportTuning):  # type: ignore[misc]
-    """RFC 7252's transmission parameters, with the acknowledgement time-out of a LAN if asked."""
+    """RFC 7252's transmission parameters; the acknowledgement time-out is a LAN's if asked, or as it was measured."""
 
-    def __init__(self, lan_timing: bool = False, confirmable: bool | None = None) -> None:
+    def __init__(self, lan_timing: bool = False, confirmable: bool | None = None, measured_s: float = 60.0) -> None:
         self.reliability = confirmable
-        if lan_timing:
-            self.ACK_TIMEOUT = LAN_ACK_TIMEOUT_S
+        self.ACK_TIMEOUT: float = min(LAN_ACK_TIMEOUT_S if lan_timing else ACK_TIMEOUT_S, measured_s)
 
 
 class Remote(EndpointAddress):  # type: ignore[misc]

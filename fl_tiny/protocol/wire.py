@@ -34,8 +34,8 @@ LEAST_RATE = 1e-7
 MAX_LABELS = 256
 MAX_CANARY = 1 << 20  # bytes
 LABELS_LIMIT = 2048  # bytes of all labels together, so that a signed manifest fits a control message
-CHUNK = 1024  # bytes of codes in one PUT
-UNIT = 128  # bytes that one bit of a ``Held`` bitmap stands for; a chunk starts at a multiple of it
+CHUNK = 1024  # bytes of codes in one PUT, on a way that lets them through
+UNIT = 128  # bytes that one bit of a ``Held`` bitmap stands for; a chunk is whole ones
 
 M = TypeVar("M")
 
@@ -360,13 +360,6 @@ class Held:
 def name_of(digest: bytes) -> str:
     """The path segment that stands for a digest: base64url of its first 8 bytes. What comes is checked by the whole."""
     return base64.urlsafe_b64encode(digest[:8]).decode().rstrip("=")
-
-
-def missing(held: Held) -> list[int]:
-    """Offsets of the chunks of CHUNK bytes that an upload still lacks, in order."""
-    units = [held.bitmap[i // 8] >> i % 8 & 1 if i // 8 < len(held.bitmap) else 0 for i in range(-(-held.size // UNIT))]
-    per_chunk = CHUNK // UNIT
-    return [at * UNIT for at in range(0, len(units), per_chunk) if not all(units[at : at + per_chunk])]
 
 
 # ---- encoding and decoding ----------------------------------------------------------------------------------

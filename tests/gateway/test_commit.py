@@ -47,7 +47,7 @@ class Fleet:
         await asyncio.gather(*(self.commits.answer(Answered(d.did, self.rid, Said.JOIN)) for d in self.joined))
 
     def entry(self, device: Device, base: bytes = bytes(32)) -> Entry:
-        codes, samples = work(device.place, 1)
+        codes, samples = work(device.place, 1, device.parameters)
         update = wire.Update(self.rid, device.did, base, samples, hashlib.sha256(codes).digest(), len(codes))
         return Entry(device.did, signed.sign(wire.encode(update), device.seed), samples, None, None, None, None, codes)
 

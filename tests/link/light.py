@@ -16,6 +16,7 @@ import signal
 import socket
 import sqlite3
 import sys
+import time
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +30,10 @@ from fl_tiny.gateway.store import Store
 from fl_tiny.net import client
 from fl_tiny.protocol import signed, wire
 
-MODEL = Path(__file__).parents[1] / "models/bench/head_224-16-4.tflite"
+MODELS = Path(__file__).parents[1] / "models/bench"
+SMALL, WIDE = "head_224-16-4", "head_1280x10"
+LAYERS = {SMALL: 2, WIDE: 1}
+PARAMETERS = {SMALL: 224 * 16 + 16 + 16 * 4 + 4, WIDE: 1280 * 10 + 10}
 ROOT = Path(__file__).parents[2]
 DOOMED = Path(__file__).with_name("doomed.py")
 POLL_S = 0.1
@@ -48,13 +52,19 @@ class Kill:
 
 @dataclass
 class Device:
-    """A light device and what it saw. receipts: (rid, SHA-256 of the signed update) of each that was accepted."""
+    """A light device and what it saw.
+
+    receipts: (rid, SHA-256 of the signed update) of each that was accepted.   took: seconds of each upload.
+    """
 
     place: int
     psk: bytes
+    parameters: int = PARAMETERS[SMALL]
+    lan_timing: bool = True
     seed: bytes = b""
     did: bytes = b""
     receipts: list[tuple[bytes, bytes]] = field(default_factory=list)
+    took: list[float] = field(default_factory=list)
     head: int = 0
     answered: bytes = b""
     owed: tuple[bytes, bytes, bytes] | None = None  # rid, signed update, codes
@@ -67,7 +77,7 @@ class Device:
         """Take part until the head ``until`` is published; a lost gateway is looked for again."""
         while self.head < until:
             with suppress(EnvironmentFault, RemoteError, OSError, asyncio.TimeoutError):
-                link = await Link.open(("127.0.0.1", port), self.did.hex(), self.psk, lan_timing=True)
+                link = await Link.open(("127.0.0.1", port), self.did.hex(), self.psk, lan_timing=self.lan_timing)
                 try:
                     await self._serve(link, until)
                 finally:
@@ -92,7 +102,7 @@ class Device:
         await asyncio.sleep(self.place % 4 * STAGGER_S)
         await link.answer(offer.rid, wire.Said.JOIN)
         self.answered = offer.rid
-        codes, samples = work(self.place, offer.number)
+        codes, samples = work(self.place, offer.number, self.parameters)
         update = wire.Update(offer.rid, self.did, offer.base, samples, hashlib.sha256(codes).digest(), len(codes))
         self.owed = offer.rid, signed.sign(wire.encode(update), self.seed), codes
         await self._deliver(link, again=False)
@@ -100,6 +110,7 @@ class Device:
     async def _deliver(self, link: Link, *, again: bool) -> None:
         assert self.owed
         rid, message, codes = self.owed
+        began = time.monotonic()
         try:
             receipt = await link.upload(message, codes, again=again)
         except RemoteError as fault:
@@ -107,6 +118,7 @@ class Device:
                 raise
         else:
             self.receipts.append((rid, receipt.update))
+            self.took.append(time.monotonic() - began)
         self.owed = None
 
 
@@ -143,26 +155,42 @@ class Run:
 class Harness:
     """One gateway's directory, its light devices, and gateways one after the other on one port."""
 
-    def __init__(self, root: Path, devices: int) -> None:
+    def __init__(self, root: Path, devices: int, *, model: str = SMALL, lan_timing: bool = True) -> None:
         self.directory = root / "gw"
-        setup.initialise(self.directory, MODEL, None, setup.Wanted(2))
+        setup.initialise(self.directory, MODELS / f"{model}.tflite", None, setup.Wanted(LAYERS[model]))
         (self.directory / "fl-tiny.toml").write_text("handshakes_per_s = 100000\n")
-        self.devices = [Device(place, hashlib.sha256(b"psk %d" % place).digest()) for place in range(devices)]
+        self.devices = [
+            Device(place, hashlib.sha256(b"psk %d" % place).digest(), PARAMETERS[model], lan_timing)
+            for place in range(devices)
+        ]
         with closing(sqlite3.connect(self.directory / "state.db")) as db:
             rows = [(d.did, signed.public_key(d.seed), d.psk, "active") for d in self.devices]
             db.executemany("INSERT INTO device(did, pk, psk, state) VALUES(?,?,?,?)", rows)
             db.commit()
+
+    def hurry(self) -> None:
+        """Give a lost gateway up sooner than a device does, for a kill to cost seconds."""
         for name, seconds in FAST.items():
             setattr(client, name, seconds)
+
+    async def gateway(self, port: int, kill: Kill = Kill(), control: str = "") -> asyncio.subprocess.Process:
+        """A gateway of its own process at ``port``, to end itself at ``kill``."""
+        words = [self.directory, port, len(self.devices), kill.number, kill.point, kill.nth, control]
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            DOOMED,
+            *map(str, words),
+            stdout=asyncio.subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
 
     async def run(self, rounds: int, kills: list[Kill], *, control: str = "", limit_s: float = 600.0) -> Run:
         """Run until ``rounds`` heads are published; a gateway that killed itself is followed by one for the next kill.
 
         control: doomed.py's; with one, the run ends behind the last kill and the time it takes to see what it did.
         """
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        self.hurry()
+        port = free_port()
         alive = asyncio.gather(*(device.live(port, rounds) for device in self.devices))
         killed, ends = 0, []
         try:
@@ -170,14 +198,7 @@ class Harness:
                 if control and kill == Kill():
                     await asyncio.sleep(0.5)
                     break
-                words = [self.directory, port, len(self.devices), kill.number, kill.point, kill.nth, control]
-                process = await asyncio.create_subprocess_exec(
-                    sys.executable,
-                    DOOMED,
-                    *map(str, words),
-                    stdout=asyncio.subprocess.DEVNULL,
-                    env={**os.environ, "PYTHONPATH": str(ROOT)},
-                )
+                process = await self.gateway(port, kill, control)
                 ended = asyncio.ensure_future(process.wait())
                 await asyncio.wait([ended, alive], timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
                 if not ended.done():
@@ -195,14 +216,18 @@ class Harness:
         return Run(self.directory, self.devices, killed, ends)
 
 
-def work(place: int, number: int) -> tuple[bytes, int]:
+def free_port() -> int:
+    """A UDP port of loopback that nobody has."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def work(place: int, number: int, parameters: int) -> tuple[bytes, int]:
     """(codes, samples) of a device in a round: the same in each run."""
     rng = np.random.default_rng([place, number])
-    return rng.integers(-127, 128, parameters(), dtype=np.int8).tobytes(), int(rng.integers(1, 200))
-
-
-def parameters() -> int:
-    return 224 * 16 + 16 + 16 * 4 + 4
+    return rng.integers(-127, 128, parameters, dtype=np.int8).tobytes(), int(rng.integers(1, 200))
 
 
 def unharmed(root: Path, devices: int, rounds: int) -> list[bytes]:

@@ -24,7 +24,7 @@ from fl_tiny.device.store import DeviceStore, HeldHead
 from fl_tiny.gateway import setup
 
 from . import guest
-from .light import MODEL
+from .light import MODELS, SMALL
 
 ROOT = Path(__file__).parents[2]
 LINUX = shutil.which("linux.uml")
@@ -43,7 +43,7 @@ def disk(role: str, folder: Path) -> Path:
     """An ext4 image with a fresh gateway or device on it."""
     tree = folder / "tree"
     if role == "gateway":
-        setup.initialise(tree, MODEL, None, setup.Wanted(2))
+        setup.initialise(tree, MODELS / f"{SMALL}.tflite", None, setup.Wanted(2))
         with closing(sqlite3.connect(tree / "state.db")) as db:
             rows = [(bytes([n]) * 16, bytes([n]) * 32, b"psk", "active") for n in range(guest.DEVICES)]
             db.executemany("INSERT INTO device(did, pk, psk, state) VALUES(?,?,?,?)", rows)

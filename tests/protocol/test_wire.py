@@ -178,18 +178,3 @@ def test_a_message_with_any_byte_changed_is_refused_or_well_formed(message: Any,
 def test_what_breaks_a_rule_is_not_sent_either() -> None:
     with pytest.raises(MalformedMessage, match=r"update\.samples"):
         wire.encode(wire.Update(b"r" * 8, b"d" * 16, b"h" * 32, 0, b"h" * 32, 1))
-
-
-@given(st.integers(1, 20_000), st.data())
-def test_missing_chunks_are_those_that_are_not_whole(size: int, data: st.DataObject) -> None:
-    units = -(-size // wire.UNIT)
-    have = set(data.draw(st.lists(st.integers(0, units - 1), max_size=units)))
-    bitmap = bytearray(-(-units // 8))
-    for unit in have:
-        bitmap[unit // 8] |= 1 << unit % 8
-    lacking = wire.missing(wire.Held(b"s" * 8, size, bytes(bitmap)))
-    per_chunk = wire.CHUNK // wire.UNIT
-    expected = [
-        at * wire.UNIT for at in range(0, units, per_chunk) if set(range(at, min(at + per_chunk, units))) - have
-    ]
-    assert lacking == expected

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A body's pieces through a window, over one session."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from fl_tiny.net.transport import CoapError
+from fl_tiny.net.window import Piece, Window
+
+Asked = tuple["asyncio.Future[Any]", Callable[[], None]]  # the answer to come, and a call that gives up waiting
+
+
+async def carry(
+    window: Window, ask: Callable[[Piece], Asked | None], took: Callable[[Piece, Any], None], patience_s: float
+) -> bool:
+    """Whether the whole body went over before the session ended, or said nothing for ``patience_s``.
+
+    ``ask`` sends a piece, None when the session takes no more; ``took`` is told each answer, and may raise, which ends
+    it. What has arrived the window knows: it may go on over another session.
+    """
+    loop = asyncio.get_running_loop()
+    waiting: dict[asyncio.Future[Any], tuple[Piece, Callable[[], None]]] = {}
+    heard = loop.time()
+    try:
+        while not window.done:
+            now = loop.time()
+            window.tick(now)
+            while (piece := window.send(now)) is not None:
+                asked = ask(piece)
+                if asked is None:
+                    return False
+                waiting[asked[0]] = (piece, asked[1])
+            end = min(window.wake(now), heard + patience_s)
+            if not waiting:  # paced, and all that was sent is answered
+                await asyncio.sleep(max(0.0, end - now))
+                continue
+            await asyncio.wait(waiting, timeout=max(0.0, end - now), return_when=asyncio.FIRST_COMPLETED)
+            now = loop.time()
+            for answer in [a for a in waiting if a.done()]:  # in the order of sending
+                piece, _ = waiting.pop(answer)
+                took(piece, answer.result())
+                window.answered(piece.number, now)
+                heard = now
+            if now >= heard + patience_s:
+                return False
+        return True
+    except CoapError:  # the session has ended
+        return False
+    finally:
+        for answer, (_, give_up) in waiting.items():
+            give_up()
+            answer.cancel()
