@@ -118,10 +118,11 @@ async def _serve(
         if settings.web:
             web = asyncio.create_task(_serve_web(directory, gateway, server, settings.web, emit))
             await asyncio.sleep(0)
+        stop = _stopped()  # before anybody knows that we run
         emit("listening", {"uri": server.uri})
         log.info("listening uri=%s", server.uri)
         async with notify.serving(f"listening at {server.uri}"), _announced(directory, store, settings, seed):
-            return await _until_done(gateway.run(total), [server.fault, *([web] if web else [])])
+            return await _until_done(gateway.run(total), stop, [server.fault, *([web] if web else [])])
     finally:
         if web:
             web.cancel()
@@ -154,8 +155,8 @@ def _train(settings: config.GatewaySettings) -> Train:
     )
 
 
-async def _until_done(work: Any, beside: list[asyncio.Future[None]]) -> bool:
-    """Wait for the rounds, SIGTERM (True) or SIGINT (KeyboardInterrupt); a fault of what runs beside ends it too."""
+def _stopped() -> asyncio.Future[int]:
+    """The number of the first SIGTERM or SIGINT from now on."""
     loop = asyncio.get_running_loop()
     stop: asyncio.Future[int] = loop.create_future()
 
@@ -165,6 +166,11 @@ async def _until_done(work: Any, beside: list[asyncio.Future[None]]) -> bool:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped, number)
+    return stop
+
+
+async def _until_done(work: Any, stop: asyncio.Future[int], beside: list[asyncio.Future[None]]) -> bool:
+    """Wait for the rounds, SIGTERM (True) or SIGINT (KeyboardInterrupt); a fault of what runs beside ends it too."""
     running = asyncio.ensure_future(work)
     try:
         await asyncio.wait([running, stop, *beside], return_when=asyncio.FIRST_COMPLETED)

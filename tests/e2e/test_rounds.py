@@ -180,7 +180,7 @@ def test_signals_end_the_daemons_at_once(fleet: Fleet) -> None:
         started = time.monotonic()
         daemon.signal(number)
         assert daemon.wait(10) == code
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 5
     gateway = fleet.gateway()
     gateway.signal(signal.SIGINT)
     assert gateway.wait(10) == 130
