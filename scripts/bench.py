@@ -88,13 +88,18 @@ def _device(fleet: Fleet, relay: Relay, head: str, name: str, samples: int, seed
     code = cli("gateway", "pair", fleet.gw)["code"]
     cli("device", "enroll", directory, "--code", code, "--name", name, "--gateway", f"127.0.0.1:{relay.port}")
     if samples:
-        rng = np.random.default_rng(seed)
-        pattern = np.random.default_rng(99).normal(size=(CLASSES[head], 8, 8, 1))
-        y = rng.integers(0, CLASSES[head], samples)
-        x = (pattern[y] + rng.normal(size=(samples, 8, 8, 1))).astype(np.float32)
-        np.savez(fleet.root / "data.npz", x=x, y=y)
-        cli("samples", "add", directory, "--data", fleet.root / "data.npz")
+        cli("samples", "add", directory, "--data", data(fleet.root, head, samples, seed))
     return directory
+
+
+def data(folder: Path, head: str, samples: int, seed: int) -> Path:
+    """A file of noise whose pattern depends on the class, for the model of a head."""
+    rng = np.random.default_rng(seed)
+    pattern = np.random.default_rng(99).normal(size=(CLASSES[head], 8, 8, 1))
+    y = rng.integers(0, CLASSES[head], samples)
+    x = (pattern[y] + rng.normal(size=(samples, 8, 8, 1))).astype(np.float32)
+    np.savez(folder / "data.npz", x=x, y=y)
+    return folder / "data.npz"
 
 
 def rss_mib(pid: int, field: str = "VmRSS") -> float:

@@ -21,15 +21,15 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "scripts")]
+
+import bench  # noqa: E402 - a script, not a package
 
 from tests.e2e.fleet import Fleet, cli  # noqa: E402
 from tests.packaging import alpine, containers, debian, musl_python, snaps  # noqa: E402
 
-HEAD, LAYERS, CLASSES, SAMPLES = "1280x10", 1, 10, 500
+HEAD, SAMPLES = "1280x10", 500
 STATE = "/var/lib/fl-tiny/device"
 IMAGE = "localhost/fl-tiny-device:0.1.0"
 PAGE = ROOT / "docs/install.md"
@@ -267,7 +267,7 @@ class Watch:
             now = time.monotonic()
             if now - looked > 4 * EVERY_S:
                 pids, looked = self.processes(), now
-            rss = {pid: resident(pid) for pid in pids}
+            rss = {pid: bench.rss_mib(pid) for pid in pids}
             total = sum(rss.values())
             self.mib_s += total * (now - before)
             self.seconds += (now - before) * (total > 0)
@@ -293,27 +293,21 @@ class Watch:
         return found
 
 
-def resident(pid: int) -> float:
-    """MiB of a process's resident memory; 0 when it has gone."""
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / MIB
-    except (OSError, IndexError):
-        return 0.0
-
-
 # ---- a row --------------------------------------------------------------------------------------------------
 
 
 def measure(name: str, place: Path) -> Row:
     """Install one way, enrol, and watch two rounds."""
     label, way = WAYS[name]
-    fleet = Fleet(place / "fleet", ROOT / f"tests/models/bench/head_{HEAD}.tflite", LAYERS)
+    fleet = Fleet(place / "fleet", bench.HEADS / f"head_{HEAD}.tflite", bench.LAYERS[HEAD])
     try:
         with way(place) as board:
             gateway = fleet.gateway("--clients", 1, "--interval", 3600, "--deadline", 120)
             code = cli("gateway", "pair", fleet.gw)["code"]
             board.run("device", "enroll", board.directory, "--code", code)
-            board.run("samples", "add", board.directory, "--data", board.put(samples(fleet.root)))
+            data = bench.data(fleet.root, HEAD, SAMPLES, 1)
+            data.chmod(0o644)  # the board's user is another
+            board.run("samples", "add", board.directory, "--data", board.put(data))
             runtime = json.loads(board.run("samples", "stats", board.directory, "--json"))["runtime"]
             with Watch(board.directory) as first:
                 service = subprocess.Popen(
@@ -321,7 +315,7 @@ def measure(name: str, place: Path) -> Row:
                 )
                 gateway.event("round", state="published")
                 until(lambda: board_is_idle(first))
-                idle = max(resident(pid) for pid in first.processes())
+                idle = max(bench.rss_mib(pid) for pid in first.processes())
                 end(first, service)
             gateway.end()
             fleet.gateway("--clients", 1, "--interval", 1, "--deadline", 120)
@@ -340,16 +334,6 @@ def measure(name: str, place: Path) -> Row:
         round(once.seconds, 1),
         round(ROUNDS_A_DAY * once.mib_s / 3600, 1),
     )
-
-
-def samples(folder: Path) -> Path:
-    """Noise whose pattern depends on the class."""
-    rng, patterns = np.random.default_rng(1), np.random.default_rng(99).normal(size=(CLASSES, 8, 8, 1))
-    y = rng.integers(0, CLASSES, SAMPLES)
-    path = folder / "samples.npz"
-    np.savez(path, x=(patterns[y] + rng.normal(size=(SAMPLES, 8, 8, 1))).astype(np.float32), y=y)
-    path.chmod(0o644)
-    return path
 
 
 def board_is_idle(watch: Watch) -> bool:

@@ -187,15 +187,10 @@ class Agent:
             return  # a head was published between two messages; the next heartbeat says so
         samples, held = self._store.sample_count()
         classes = None if self._manifest.task else len(self._store.counts())
-        if not self._has_room():
-            await link.answer(offer.rid, wire.Said.NO_BUDGET)
-            self._answered = offer.rid
-            self._emit("round", {"number": offer.number, "state": "declined"})
-            return
         if offer.encoding == wire.BY_LINK:
             offer = replace(offer, encoding=wire.Encoding.INT4.value if link.quality.is_bad else None)
         self._offer = offer
-        able = not self._child.look()
+        able = not self._child.look() and self._has_room()
         for action in self._session.handle(session.OfferSeen(offer, samples, held, classes, able)):
             assert isinstance(action, session.SendAnswer)
             try:
@@ -308,10 +303,8 @@ class Agent:
             log.warning("update refused round=%d why=%r", owed.number, str(fault))
         for action in actions:
             assert isinstance(action, session.Settle)
-            void = (
-                not owed.residual or (self._store.head().description.since or 0) >= owed.number
-            )  # sums, or of a head no longer
-            drop = action.drop or void
+            solved = self._store.head().description.since or 0  # changes of heads before it mean nothing any more
+            drop = action.drop or not owed.residual or solved >= owed.number  # without a residual: sums
             encoding = wire.decode(wire.Update, signed.payload_of(owed.signed)).encoding or wire.Encoding.INT8
             kept_whole = not (action.delivered or drop)
             residual = undelivered(owed.codes, owed.residual, encoding) if kept_whole else owed.residual

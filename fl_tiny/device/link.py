@@ -94,11 +94,7 @@ class Link:
         if head.size != body_size:
             raise MalformedMessage(f"a head of {head.size} B for a model whose head has {body_size}")
         body = await self._by_delta(head, held, shapes) if held else None
-        if body is None:
-            body = await self._client.fetch(("m", wire.name_of(head.digest)), size_limit=head.size)
-        if hashlib.sha256(body).digest() != head.digest:
-            raise RemoteError("a head does not have the digest that was signed", code=wire.Code.CONFLICT)
-        return HeldHead(head.version, message, body)
+        return HeldHead(head.version, message, body or await self.body(head.digest, head.size))
 
     async def _by_delta(self, head: wire.Head, held: HeldHead, shapes: Shapes) -> bytes | None:
         """The body of ``head`` by its delta from the one held; None where there is none, or it leads elsewhere."""
@@ -124,10 +120,7 @@ class Link:
         manifest = wire.decode(wire.Manifest, payload)
         if manifest.size > MODEL_LIMIT:
             raise RemoteError(f"the fleet's model has {manifest.size} B, at most {MODEL_LIMIT}", code=wire.Code.QUOTA)
-        data = await self._client.fetch(("m", wire.name_of(manifest.digest)), size_limit=manifest.size)
-        if hashlib.sha256(data).digest() != manifest.digest:
-            raise RemoteError("the model does not have the digest that was signed", code=wire.Code.CONFLICT)
-        return head, Fetched(manifest, message, data)
+        return head, Fetched(manifest, message, await self.body(manifest.digest, manifest.size))
 
     async def newer(self, gateway_pk: bytes) -> tuple[bytes, bytes] | None:
         """The signed head that names the model which this device should take, and that model's signed manifest.

@@ -7,9 +7,9 @@ import asyncio
 from dataclasses import dataclass, field
 
 from fl_tiny.errors import EnvironmentFault, RemoteError
-from fl_tiny.gateway.service import Gateway, raise_refusal
+from fl_tiny.gateway.service import Gateway
 from fl_tiny.gateway.tables import Entry
-from fl_tiny.protocol.rounds import Action, Answered, Refuse, Submitting
+from fl_tiny.protocol.rounds import Action, Answered, Submitting, raise_refusal
 from fl_tiny.protocol.wire import Code, Status
 
 GATHER_S = 0.02  # how long the first of a batch waits for others; one FULL commit takes a quarter of it on an SSD
@@ -109,9 +109,10 @@ class Commits:
         actions: list[Action] = []
         for event, done in waiting:
             found = gateway.machine(event)
-            refusal = next((a for a in found if isinstance(a, Refuse)), None)
-            if refusal is not None:
-                done.set_exception(RemoteError(refusal.why, code=refusal.code))
+            try:
+                raise_refusal(found)
+            except RemoteError as fault:
+                done.set_exception(fault)
                 continue
             actions += found
             rows.append((event.rid, event.did, event.said))

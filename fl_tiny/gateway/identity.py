@@ -9,7 +9,7 @@ import os
 
 from fl_tiny.errors import RemoteError
 from fl_tiny.gateway.store import Store
-from fl_tiny.gateway.tables import Device
+from fl_tiny.gateway.tables import Device, reject_updates
 from fl_tiny.protocol import wire
 from fl_tiny.protocol.pairing import PAIR
 from fl_tiny.protocol.rekey import NEXT, Rekey
@@ -157,10 +157,7 @@ class Identities:
         with self._store.write() as db:
             db.execute("UPDATE device SET state='quarantined' WHERE did=? AND state!='revoked'", (did,))
             db.execute("UPDATE boot SET why=? WHERE did=?", (why, did))
-            db.execute(
-                "UPDATE ledger SET status=?, codes=NULL WHERE did=? AND consumed_by IS NULL",
-                (Status.REJECTED.value, did),
-            )
+            reject_updates(db, did)
         log.warning("quarantine device=%s code=%d why=%r", did.hex()[:8], code, why)
         raise RemoteError(*self.trouble(did))
 

@@ -21,7 +21,7 @@ from fl_tiny.files import read_bounded, write_atomic
 from fl_tiny.gateway.gather import Kind, first_made, make_version
 from fl_tiny.gateway.manifests import MODEL_LIMIT, fitting
 from fl_tiny.gateway.store import Store
-from fl_tiny.gateway.tables import OpenRound, Version, insert_round, insert_version
+from fl_tiny.gateway.tables import OpenRound, Version, abort_open, insert_round, insert_version
 from fl_tiny.learn.head import read_parameters, trained_part
 from fl_tiny.learn.tflite import read_model
 from fl_tiny.protocol import signed, wire
@@ -180,8 +180,7 @@ class Models:
         number = self._store.head().number + 1
         self.current = self._held(new.signed, new.data, new.canary, number)
         with self._store.write() as db:
-            db.execute("DELETE FROM ledger WHERE rid IN (SELECT rid FROM round WHERE state='open')")
-            db.execute("UPDATE round SET state='aborted', left_s=0, why='a new model came' WHERE state='open'")
+            abort_open(db, "a new model came")
             insert_version(db, self.current.first)
             db.execute("DELETE FROM strategy")  # what it and the sums remember is of the old head
             db.execute("DELETE FROM gram")

@@ -13,14 +13,14 @@ from collections.abc import Awaitable, Callable
 from fl_tiny.errors import EnvironmentFault, FlTinyError, RemoteError
 from fl_tiny.gateway.commit import Commits
 from fl_tiny.gateway.identity import device_of
-from fl_tiny.gateway.service import Gateway, raise_refusal
+from fl_tiny.gateway.service import Gateway
 from fl_tiny.gateway.space import Space
 from fl_tiny.gateway.tables import Device, Entry, Version
 from fl_tiny.net.coap import Request, Response
 from fl_tiny.protocol import problem, signed, wire
 from fl_tiny.protocol.pairing import PAIR
 from fl_tiny.protocol.rekey import NEXT, Rekeyed, checked
-from fl_tiny.protocol.rounds import Answered, Submitting
+from fl_tiny.protocol.rounds import Answered, Submitting, raise_refusal
 from fl_tiny.protocol.wire import Code
 
 log = logging.getLogger(__name__)
@@ -155,7 +155,7 @@ class Resources:
             self._store.activate(device.did)
         if request.identity.startswith(NEXT):
             self._identities.use_new_key(device.did)
-        self._gateway.encodings[device.did] = register.encodings or (wire.Encoding.INT8,)
+        self._gateway.able[device.did] = register.encodings or (wire.Encoding.INT8,)
         told = self._gateway.registered(device)
         return Response("2.04", wire.encode(wire.Registered(wire.VERSION, told.poll_ms, told.epoch)), CBOR)
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fl_tiny.errors import DataError, RemoteError
+from fl_tiny.errors import DataError
 from fl_tiny.gateway import forget
 from fl_tiny.gateway.encodings import KNOWN, Encodings
 from fl_tiny.gateway.gather import (
@@ -42,7 +42,6 @@ from fl_tiny.protocol.rounds import (
     Lost,
     Opened,
     Publish,
-    Refuse,
     Revoked,
     Rounds,
     RoundSettings,
@@ -95,7 +94,7 @@ class Gateway:
         self.presence: dict[bytes, Presence] = {}
         self.head: Version = store.head()
         self.epoch = store.epoch
-        self.encodings: dict[bytes, Sequence[int]] = {}  # what each device registered with can send
+        self.able: dict[bytes, Sequence[int]] = {}  # encodings that each device which registered can send
         self._encodings = encodings or Encodings()
         self.promised = Promised(store)
         self._online_s = 3 * settings.idle_poll_s + ONLINE_S
@@ -165,7 +164,7 @@ class Gateway:
     def offer(self, did: bytes) -> wire.Offer:
         """The open round as an offer to a device. Only when ``rounds.rid`` is not None."""
         assert self.rounds.rid is not None
-        able = self.encodings.get(did, KNOWN) if self.gathering.kind is Kind.TRAIN else ()
+        able = self.able.get(did, KNOWN) if self.gathering.kind is Kind.TRAIN else ()
         left_ms = round(self.rounds.left_s(time.monotonic()) * 1000)
         return wire.Offer(
             self.rounds.rid,
@@ -241,8 +240,11 @@ class Gateway:
 
     def online(self, now: float) -> frozenset[bytes]:
         """Devices that hold the model, have spoken lately and did not let the last round wait."""
-        here = (did for did, p in self.presence.items() if now - p.seen <= self._online_s and not p.silent)
-        return frozenset(did for did in here if self.models.trains(did))
+        return frozenset(did for did in self._here(now) if not self.presence[did].silent and self.models.trains(did))
+
+    def _here(self, now: float) -> list[bytes]:
+        """Devices that have spoken lately, whatever model they hold."""
+        return [did for did, p in self.presence.items() if now - p.seen <= self._online_s]
 
     async def _sleep(self, now: float) -> None:
         ends = [now + 1.0]  # commands beside us act within two seconds
@@ -364,8 +366,7 @@ class Gateway:
     def _roll_out(self) -> None:
         """A command beside us may have published a model: when the fleet carries it, begin anew with it."""
         self.models.refresh()
-        now = time.monotonic()
-        if not self.models.is_carried([did for did, p in self.presence.items() if now - p.seen <= ONLINE_S]):
+        if not self.models.is_carried(self._here(time.monotonic())):
             return
         version = self.models.complete()
         self.__dict__.pop("_start", None)
@@ -439,10 +440,3 @@ class Gateway:
             if all(heads.get(did, 0) >= total for did in took_part | here):
                 return
             await asyncio.sleep(0.1)
-
-
-def raise_refusal(actions: list[Action]) -> None:
-    """Raises: RemoteError when the round's machine refused a message."""
-    for action in actions:
-        if isinstance(action, Refuse):
-            raise RemoteError(action.why, code=action.code)

@@ -25,10 +25,12 @@ from fl_tiny.gateway.tables import (
     OpenRound,
     Pairing,
     Version,
+    abort_open,
     bytes_to_floats,
     floats_to_bytes,
     insert_round,
     insert_version,
+    reject_updates,
 )
 from fl_tiny.protocol.wire import Code, Status
 
@@ -337,8 +339,7 @@ class Store:
             _revoke(db, did)
             db.execute("DELETE FROM gram WHERE did=?", (did,))
             db.execute("DELETE FROM meta WHERE key=?", (f"forget:{did.hex()}",))
-            db.execute("DELETE FROM ledger WHERE rid IN (SELECT rid FROM round WHERE state='open')")
-            db.execute("UPDATE round SET state='aborted', left_s=0, why='a device was forgotten' WHERE state='open'")
+            abort_open(db, "a device was forgotten")
             insert_version(db, version)
             db.execute("DELETE FROM strategy")  # it remembers rounds with the device
             insert_round(db, OpenRound(rid, version.number, version.number - 1, 0.0, "forget"), "published")
@@ -370,8 +371,7 @@ class Store:
         with self._transaction() as db:
             db.execute("INSERT OR REPLACE INTO meta VALUES('epoch',?)", (epoch,))
             db.execute("UPDATE version SET signed=? WHERE number=(SELECT max(number) FROM version)", (signed,))
-            db.execute("DELETE FROM ledger WHERE rid IN (SELECT rid FROM round WHERE state='open')")
-            db.execute("UPDATE round SET state='aborted', left_s=0, why='restored from a backup' WHERE state='open'")
+            abort_open(db, "restored from a backup")
             db.execute("DELETE FROM pairing")  # one may have been used since
 
     def copy_to(self, path: Path) -> None:
@@ -425,9 +425,7 @@ class Store:
 
 def _revoke(db: sqlite3.Connection, did: bytes) -> None:
     db.execute("UPDATE device SET state='revoked' WHERE did=?", (did,))
-    db.execute(
-        "UPDATE ledger SET status=?, codes=NULL WHERE did=? AND consumed_by IS NULL", (Status.REJECTED.value, did)
-    )
+    reject_updates(db, did)
 
 
 def _put_outliers(db: sqlite3.Connection, outliers: Mapping[bytes, float | None]) -> None:

@@ -8,6 +8,8 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fl_tiny.protocol.wire import Status
+
 SCHEMA_VERSION = 3
 SCHEMA = """
 CREATE TABLE meta(key TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID;
@@ -141,3 +143,16 @@ def insert_round(db: sqlite3.Connection, r: OpenRound, state: str) -> None:
     db.execute("DELETE FROM round WHERE number=? AND state='aborted'", (r.number,))
     row = (r.rid, r.number, r.base, state, r.left_s, r.kind)
     db.execute("INSERT INTO round(rid, number, base, state, left_s, kind) VALUES(?,?,?,?,?,?)", row)
+
+
+def abort_open(db: sqlite3.Connection, why: str) -> None:
+    """End the open round, if there is one, without a head and without its updates, within a transaction."""
+    db.execute("DELETE FROM ledger WHERE rid IN (SELECT rid FROM round WHERE state='open')")
+    db.execute("UPDATE round SET state='aborted', left_s=0, why=? WHERE state='open'", (why,))
+
+
+def reject_updates(db: sqlite3.Connection, did: bytes) -> None:
+    """What a device has delivered and no head has consumed counts no more, within a transaction."""
+    db.execute(
+        "UPDATE ledger SET status=?, codes=NULL WHERE did=? AND consumed_by IS NULL", (Status.REJECTED.value, did)
+    )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from enum import Enum
 
-from fl_tiny.errors import OutOfTurn
+from fl_tiny.errors import OutOfTurn, RemoteError
 from fl_tiny.protocol.wire import Code, Said
 
 GRACE_S = 3.0  # the least wait for stragglers once a quorum has delivered (guess; a slow board misses one round)
@@ -343,3 +343,10 @@ def restored(settings: RoundSettings, event: Opened, answers: Collection[tuple[b
     for did, said in answers:
         rounds._answered(Answered(did, event.rid, said), now)
     return rounds
+
+
+def raise_refusal(actions: list[Action]) -> None:
+    """Raises: RemoteError when the round's machine refused a message."""
+    for action in actions:
+        if isinstance(action, Refuse):
+            raise RemoteError(action.why, code=action.code)

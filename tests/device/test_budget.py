@@ -116,6 +116,13 @@ def talking(monkeypatch: pytest.MonkeyPatch, words: int) -> None:
     monkeypatch.setattr(child, "LOOK_EVERY_S", 0.02)
 
 
+async def started(root: Path) -> tuple[child.Child, child.Word]:
+    """A child below the sensors of ``root``, and its first word."""
+    made = child.Child(root, LIMITS, background=False, sensors=root)
+    made.start(b"")
+    return made, await said(made)
+
+
 async def said(made: child.Child, patience: float = PATIENCE_S) -> child.Word:
     return await asyncio.wait_for(made.words.get(), patience)
 
@@ -127,9 +134,7 @@ def test_a_child_stands_still_while_the_board_is_too_hot_and_then_goes_on(
     sensors(tmp_path, zone0="60000")
 
     async def work() -> None:
-        made = child.Child(tmp_path, LIMITS, background=False, sensors=tmp_path)
-        made.start(b"")
-        first = await said(made)
+        made, first = await started(tmp_path)
         assert isinstance(first, job.Failed)
         sensors(tmp_path, zone0="90000")
         words = [first]
@@ -154,9 +159,7 @@ def test_a_child_ends_when_memory_is_short(tmp_path: Path, monkeypatch: pytest.M
     sensors(tmp_path, pressure="some avg10=0.00 avg60=0.00 avg300=0.00 total=0\n")
 
     async def work() -> None:
-        made = child.Child(tmp_path, LIMITS, background=False, sensors=tmp_path)
-        made.start(b"")
-        await said(made)
+        made, _ = await started(tmp_path)
         sensors(tmp_path, pressure="some avg10=60.00 avg60=0.00 avg300=0.00 total=0\n")
         last = None
         while (word := await said(made)) is not None:
@@ -173,9 +176,7 @@ def test_an_agent_that_ends_takes_a_child_that_stands_still_with_it(
     sensors(tmp_path, zone0="60000")
 
     async def work() -> None:
-        made = child.Child(tmp_path, LIMITS, background=False, sensors=tmp_path)
-        made.start(b"")
-        await said(made)
+        made, _ = await started(tmp_path)
         sensors(tmp_path, zone0="90000")
         while not isinstance(await said(made), Lack):
             pass
