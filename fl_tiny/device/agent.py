@@ -210,7 +210,7 @@ class Agent:
     async def _listen(self, link: Link, seconds: float) -> None:
         """Wait for the child's next answer, or until it is time for a heartbeat."""
         try:
-            answer = await asyncio.wait_for(self._child.words.get(), seconds)
+            answer = await self._child.heard(seconds)
         except asyncio.TimeoutError:
             return
         if isinstance(answer, wire.Lack):

@@ -14,7 +14,7 @@ from fl_tiny.errors import EnvironmentFault, FlTinyError, RemoteError
 from fl_tiny.gateway.commit import Commits
 from fl_tiny.gateway.identity import device_of
 from fl_tiny.gateway.service import Gateway
-from fl_tiny.gateway.space import Space
+from fl_tiny.gateway.space import check_room
 from fl_tiny.gateway.tables import Device, Entry, Version
 from fl_tiny.net.coap import Request, Response
 from fl_tiny.protocol import problem, signed, wire
@@ -43,7 +43,6 @@ class Resources:
         self._store = gateway.store
         self._identities = gateway.identities
         self._commits = Commits(gateway)
-        self._space = Space(gateway.store.folder)
         self.refused = 0
         self._table: dict[tuple[str, str], Resource] = {
             ("POST", "d"): self._register,
@@ -135,7 +134,7 @@ class Resources:
         known = self._store.device(did)
         if known is not None and known.state == "revoked":
             raise RemoteError("this device is revoked", code=Code.REVOKED)
-        self._space.check()
+        check_room(self._store.folder)
         psk = os.urandom(32)
         self._store.enrol(device_of(request.identity[len(PAIR) :]), did, enrol.pk, psk, enrol.name)
         self._identities.enrolled(did, time.monotonic())
@@ -218,7 +217,7 @@ class Resources:
         match request.path:
             case ("u", sid, unit) if unit.isdecimal() and len(unit) <= 6:
                 self._may_submit(device)
-                self._space.check()
+                check_room(self._store.folder)
                 self._gateway.uploads.put(device.did, sid, int(unit), request.payload)
                 return Response("2.04")
         return _refusal(NOT_FOUND, "a chunk goes to /u/SID/UNIT")

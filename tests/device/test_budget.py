@@ -169,6 +169,27 @@ def test_a_child_ends_when_memory_is_short(tmp_path: Path, monkeypatch: pytest.M
     asyncio.run(work())
 
 
+def test_an_end_that_comes_together_with_a_word_is_an_end(tmp_path: Path) -> None:
+    async def work() -> None:
+        made = child.Child(tmp_path, LIMITS, background=False, sensors=tmp_path)
+        for steps in range(4):  # of the loop, between the word and the end
+            hearing = asyncio.ensure_future(made.heard(5))
+            await asyncio.sleep(0.01)
+            made.words.put_nowait(NOTHING)
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            if hearing.done():
+                break
+            hearing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await hearing
+            while not made.words.empty():
+                made.words.get_nowait()
+        assert steps > 0
+
+    asyncio.run(work())
+
+
 def test_an_agent_that_ends_takes_a_child_that_stands_still_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
