@@ -106,7 +106,7 @@ def test_bitbake_reads_each_recipe(recipe: Path) -> None:
 def test_bitbake_refuses_a_broken_recipe(copy: Path, old: str, new: str) -> None:
     recipe = copy / MAIN.relative_to(LAYER)
     assert old in recipe.read_text()
-    recipe.write_text(recipe.read_text().replace(old, new, 1))
+    recipe.write_text(recipe.read_text().replace(old, new))
     with pytest.raises(ValueError, match=r"ParseError|no_such_class"):
         parsed(recipe, copy)
 
@@ -140,7 +140,7 @@ def test_the_recipe_needs_each_part_of_python_that_the_code_imports() -> None:
 def installed(into: Path) -> dict[str, str]:
     """Run the recipe's do_install on this checkout; what the recipe says, its paths those of the run."""
     said = parsed(MAIN)
-    script = said["do_install"].replace("/image/", f"{into}/").replace(said["S"], str(ROOT))
+    script = re.sub(r"(?<= )/image(?=/)", str(into), said["do_install"]).replace(said["S"], str(ROOT))
     done = run("/bin/sh", "-euc", script)
     assert done.returncode == 0, done.stderr
     return said
@@ -153,13 +153,22 @@ def test_what_the_recipe_installs_is_every_unit_and_what_belongs_to_it(tmp_path:
     assert (there / "fl-tiny-.service.d/hardened.conf").is_file()
     for name in ("fl-tiny.conf", "fl-tiny-gateway.conf"):
         assert (tmp_path / "usr/lib/tmpfiles.d" / name).is_file()
-    packed = [pattern for package in ("fl-tiny", "fl-tiny-gateway") for pattern in said[f"FILES:{package}"].split()]
+    packed = [pattern for package in said["PACKAGES"].split() for pattern in said[f"FILES:{package}"].split()]
     for path in tmp_path.rglob("*"):
         inside = f"/{path.relative_to(tmp_path)}"
         bin_or_above = path.is_dir() or inside.startswith("/usr/bin")
         assert bin_or_above or any(inside.startswith(pattern) for pattern in packed), inside
     for pattern in said["FILES:fl-tiny-gateway"].split():
         assert (tmp_path / pattern.lstrip("/")).is_file(), "a gateway's file is named, not a folder of both"
+
+
+def test_the_provisioning_file_is_that_of_all_images(tmp_path: Path) -> None:
+    said = installed(tmp_path)
+    wanted = (ROOT / "image/templates/fl-tiny.toml").read_bytes()
+    assert (tmp_path / said["FILES:fl-tiny-provisioning"].strip().lstrip("/")).read_bytes() == wanted
+    script = said["do_deploy"].replace("/deploy/fl", f"{tmp_path}/fl").replace(said["S"], str(ROOT))
+    assert run("/bin/sh", "-euc", script).returncode == 0
+    assert (tmp_path / "fl-tiny.toml").read_bytes() == wanted
 
 
 def test_every_unit_that_a_boot_should_start_is_enabled_by_the_recipe() -> None:

@@ -17,11 +17,11 @@ SRCREV = "${FL_TINY_REV}"
 # Scarthgap has no UNPACKDIR and unpacks into WORKDIR
 S = "${@d.getVar('UNPACKDIR') or d.getVar('WORKDIR')}/${BP}"
 
-inherit python_setuptools_build_meta systemd useradd features_check
+inherit python_setuptools_build_meta systemd useradd features_check deploy
 
 REQUIRED_DISTRO_FEATURES = "systemd"
 
-PACKAGE_BEFORE_PN = "${PN}-gateway"
+PACKAGE_BEFORE_PN = "${PN}-gateway ${PN}-provisioning"
 
 USERADD_PACKAGES = "${PN}"
 USERADD_PARAM:${PN} = "\
@@ -35,21 +35,28 @@ SYSTEMD_SERVICE:${PN} = "fl-tiny-device.service"
 SYSTEMD_SERVICE:${PN}-gateway = "fl-tiny-gateway.service"
 
 do_install:append() {
-    install -d ${D}${systemd_system_unitdir} ${D}${nonarch_libdir}/tmpfiles.d
-    for unit in ${S}/deploy/systemd/*.service ${S}/deploy/systemd/*.timer; do
-        install -m 0644 "$unit" ${D}${systemd_system_unitdir}/
-    done
-    install -d ${D}${systemd_system_unitdir}/fl-tiny-.service.d
-    install -m 0644 ${S}/deploy/systemd/fl-tiny-.service.d/hardened.conf ${D}${systemd_system_unitdir}/fl-tiny-.service.d/
-    install -m 0644 ${S}/deploy/systemd/tmpfiles.d/fl-tiny.conf ${D}${nonarch_libdir}/tmpfiles.d/
-    install -m 0644 ${S}/deploy/systemd/tmpfiles.d/fl-tiny-gateway.conf ${D}${nonarch_libdir}/tmpfiles.d/
+    install -d ${D}${systemd_system_unitdir}/fl-tiny-.service.d ${D}${nonarch_libdir}/tmpfiles.d
+    find ${S}/deploy/systemd -maxdepth 1 -type f -name 'fl-tiny-*' \
+        -exec install -m 0644 -t ${D}${systemd_system_unitdir} {} +
+    install -m 0644 ${S}/deploy/systemd/fl-tiny-.service.d/*.conf ${D}${systemd_system_unitdir}/fl-tiny-.service.d/
+    install -m 0644 ${S}/deploy/systemd/tmpfiles.d/*.conf ${D}${nonarch_libdir}/tmpfiles.d/
+    install -D -m 0600 ${S}/image/templates/fl-tiny.toml ${D}/boot/fl-tiny.toml
 }
+
+# With nothing set. IMAGE_BOOT_FILES can name it, and whoever flashes a card fills it in.
+do_deploy() {
+    install -m 0644 ${S}/image/templates/fl-tiny.toml ${DEPLOYDIR}/fl-tiny.toml
+}
+addtask deploy after do_install before do_build
 
 FILES:${PN} += "${systemd_system_unitdir} ${nonarch_libdir}/tmpfiles.d"
 FILES:${PN}-gateway += "\
     ${nonarch_libdir}/tmpfiles.d/fl-tiny-gateway.conf \
     ${systemd_system_unitdir}/fl-tiny-gateway.service \
 "
+# For machines without a FAT partition that a person could mount
+FILES:${PN}-provisioning += "/boot/fl-tiny.toml"
+CONFFILES:${PN}-provisioning += "/boot/fl-tiny.toml"
 
 # libssl is loaded by ctypes, so no scan of ELF files finds it. The python3-* without a version are parts of Python.
 RDEPENDS:${PN} += "\

@@ -17,4 +17,4 @@ IMAGE_INSTALL:append = " packagegroup-fl-tiny"
 
 # For machines whose boot partition is made from IMAGE_BOOT_FILES, such as those of meta-raspberrypi
 IMAGE_BOOT_FILES:append = " fl-tiny.toml"
-do_image_wic[depends] += "fl-tiny-provisioning:do_deploy"
+do_image_wic[depends] += "fl-tiny:do_deploy"
