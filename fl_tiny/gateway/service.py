@@ -14,6 +14,7 @@ from typing import Any
 
 from fl_tiny.errors import DataError, RemoteError
 from fl_tiny.gateway import forget
+from fl_tiny.gateway.chunks import Chunks
 from fl_tiny.gateway.gather import Changes, ExactStart, Gathering, Grams, Kind, make_version, train_behind
 from fl_tiny.gateway.identity import Identities
 from fl_tiny.gateway.models import Models
@@ -113,7 +114,7 @@ class Gateway:
         self._has_opened = False  # in this run of the gateway
         self._saved_at = time.monotonic()
         self.gathering: Gathering = self._gathers(self._next_kind())
-        self.uploads = Uploads(self.gathering.size)
+        self.uploads = Uploads(Chunks(store))
         self.rounds = self._restore()
 
     # ---- what requests ask and change -------------------------------------------------------------------------
@@ -239,6 +240,7 @@ class Gateway:
         """Write what is only noted so far; called at the end."""
         self._saved_at = -SAVE_EVERY_S
         self._save(time.monotonic())
+        self.uploads.save()
 
     def online(self, now: float) -> frozenset[bytes]:
         """Devices that hold the model, have spoken lately and did not let the last round wait."""
@@ -281,7 +283,7 @@ class Gateway:
         kind = self._next_kind()
         self.store.open_round(OpenRound(rid, number, self.head.number, self.settings.deadline_s, kind.value))
         self.gathering = self._gathers(kind)
-        self.uploads = Uploads(self.gathering.size)
+        self.uploads.begin(rid, self.gathering.size)
         self._opened_at = now
         self._has_opened = True
         online = self.online(now)
@@ -394,7 +396,7 @@ class Gateway:
         event = Opened(opened.rid, opened.number, joined, self._active(), left_s)
         rounds = restored(self.settings, event, answers, now)
         self.gathering = self._gathered(opened.rid, Kind(opened.kind))
-        self.uploads = Uploads(self.gathering.size)
+        self.uploads.begin(opened.rid, self.gathering.size)
         for entry in self.store.accepted(opened.rid):
             rounds._delivered(Delivered(entry.did), now)
         log.info("round resumed number=%d updates=%d", opened.number, self.gathering.updates)
