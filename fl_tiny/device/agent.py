@@ -25,6 +25,7 @@ from fl_tiny.device.newkey import open_link, take_places
 from fl_tiny.device.store import DeviceStore, Journal, Kept, floats_to_bytes
 from fl_tiny.device.upgrade import Upgrade
 from fl_tiny.errors import EnvironmentFault, RemoteError
+from fl_tiny.net.coap import Bodies
 from fl_tiny.protocol import session, signed, wire
 from fl_tiny.protocol.residual import undelivered
 
@@ -45,6 +46,7 @@ class Agent:
         self._directory = directory
         self._settings = config.load(directory / statedir.SETTINGS, config.DeviceSettings)
         self._store = DeviceStore.open(directory / statedir.DATABASE)
+        self._kept: Bodies = {}
         self._store.check()
         self._emit = emit
         self._did: bytes = self._store.get("did")
@@ -112,6 +114,7 @@ class Agent:
         where = self._settings.gateway or self._store.get("gateway")
         address = config.address(where, DEFAULT_PORT)
         link = await open_link(self._directory, self._store, self._settings, address)
+        link.go_on_with(self._kept)
         self._seed = statedir.read_secret(self._directory, DEVICE_KEY)
         try:
             await link.register(self._did, self._boots, self._boot)
@@ -169,7 +172,8 @@ class Agent:
         )
 
     async def _fetch_head(self, link: Link) -> None:
-        held = await link.head(self._manifest_digest, self._manifest.body_size, self._store.get("gateway_pk"))
+        pk, size = self._store.get("gateway_pk"), self._manifest.body_size
+        held = await link.head(self._manifest_digest, size, pk, self._store.head())
         before, new = self._store.head(), held.description
         if new.rank > before.rank:
             restored = new.rank[0] > before.rank[0]  # the gateway went on from a backup, or the head held is damaged

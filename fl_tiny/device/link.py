@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from fl_tiny.device.store import HeldHead
 from fl_tiny.errors import MalformedMessage, RemoteError
-from fl_tiny.net.coap import Client, Response
+from fl_tiny.net.coap import Bodies, Client, Response
 from fl_tiny.protocol import problem, signed, wire
 from fl_tiny.protocol.rekey import Rekeyed
 
@@ -42,6 +42,10 @@ class Link:
         """End the session."""
         await self._client.close()
 
+    def go_on_with(self, kept: Bodies) -> None:
+        """Begin with what an earlier link left in ``kept`` of a body that did not come whole; leave it there, too."""
+        self._client.kept = kept
+
     async def enrol(self, seed: bytes, name: str | None) -> wire.Enrolled:
         """Show the device's key and get its id, PSK and the keys to believe in."""
         binding = self._client.exporter(signed.EXPORTER_LABEL, signed.EXPORTER_BYTES)
@@ -72,18 +76,22 @@ class Link:
         answer = await self._ask("POST", ("o",), wire.encode(wire.Answer(rid, said)), CBOR)
         return wire.decode(wire.Next, answer.payload)
 
-    async def head(self, manifest: bytes, body_size: int, gateway_pk: bytes) -> HeldHead:
-        """The current head, its signature, manifest and digest checked. manifest: SHA-256 of the manifest held."""
+    async def head(
+        self, manifest: bytes, body_size: int, gateway_pk: bytes, before: HeldHead | None = None
+    ) -> HeldHead:
+        """The current head, its signature, manifest and digest checked.
+
+        manifest: SHA-256 of the manifest held.   before: the head held; its body is not fetched again.
+        """
         message = (await self._ask("GET", ("m",))).payload
         head = wire.decode(wire.Head, signed.verify(message, gateway_pk))
         if head.manifest != manifest:
             raise RemoteError("the fleet has moved to another model", hint="enrol again")
         if head.size != body_size:
             raise MalformedMessage(f"a head of {head.size} B for a model whose head has {body_size}")
-        body = await self._client.fetch(("m", wire.name_of(head.digest)), size_limit=head.size)
-        if hashlib.sha256(body).digest() != head.digest:
-            raise RemoteError("a head does not have the digest that was signed", code=wire.Code.CONFLICT)
-        return HeldHead(head.version, message, body)
+        if before is not None and hashlib.sha256(before.body).digest() == head.digest:
+            return HeldHead(head.version, message, before.body)
+        return HeldHead(head.version, message, await self.body(head.digest, head.size))
 
     async def model(self, model_pk: bytes) -> tuple[wire.Head, Fetched]:
         """The model of the fleet, by the manifest that the model key signed. The head returned only names it."""
@@ -96,10 +104,7 @@ class Link:
         manifest = wire.decode(wire.Manifest, payload)
         if manifest.size > MODEL_LIMIT:
             raise RemoteError(f"the fleet's model has {manifest.size} B, at most {MODEL_LIMIT}", code=wire.Code.QUOTA)
-        data = await self._client.fetch(("m", wire.name_of(manifest.digest)), size_limit=manifest.size)
-        if hashlib.sha256(data).digest() != manifest.digest:
-            raise RemoteError("the model does not have the digest that was signed", code=wire.Code.CONFLICT)
-        return head, Fetched(manifest, message, data)
+        return head, Fetched(manifest, message, await self.body(manifest.digest, manifest.size))
 
     async def newer(self, gateway_pk: bytes) -> tuple[bytes, bytes] | None:
         """The signed head that names the model which this device should take, and that model's signed manifest.
@@ -116,7 +121,7 @@ class Link:
 
     async def body(self, digest: bytes, size: int) -> bytes:
         """What a digest names. Raises: RemoteError when it is something else."""
-        data = await self._client.fetch(("m", wire.name_of(digest)), size_limit=size)
+        data = await self._client.fetch_whole(("m", wire.name_of(digest)), size)
         if hashlib.sha256(data).digest() != digest:
             raise RemoteError("a body does not have the digest that was signed", code=wire.Code.CONFLICT)
         return data
