@@ -19,6 +19,7 @@ from fl_tiny.protocol import problem, signed, wire
 from fl_tiny.protocol.pairing import PAIR
 from fl_tiny.protocol.rekey import NEXT, Rekeyed, checked
 from fl_tiny.protocol.rounds import Answered, Submitting
+from fl_tiny.protocol.submission import SUBMISSION_LIMIT, Submission
 from fl_tiny.protocol.wire import Code
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ CBOR, COSE, OCTETS, LINKS, PROBLEM = 60, 18, 42, 40, 257  # content formats (doc
 NOT_FOUND, NOT_ALLOWED, UNAUTHORISED = "4.04", "4.05", "4.01"
 DIRECTORY = '</d>;rt="fl.device";ct=60,</m>;rt="fl.head";ct=18,</o>;rt="fl.offer";ct=60,</u>;rt="fl.update"'
 PEER = "peer:"
+WHOLE = ("u",)  # the path that takes an update in one piece, in blocks
 
 Resource = Callable[[Request, Device], Response]
 
@@ -45,9 +47,9 @@ class Resources:
             ("GET", "d"): self._own,
             ("GET", "o"): self._offer,
             ("POST", "o"): self._answer,
-            ("PUT", "u"): self._chunk,
+            ("PUT", "u"): self._put,
             ("GET", "u"): self._held,
-            ("POST", "u"): self._finalise,
+            ("POST", "u"): self._post,
             ("POST", "k"): self._rekey,
         }
 
@@ -199,27 +201,52 @@ class Resources:
         sid, raw = _sid(request)
         return Response("2.05", wire.encode(self._gateway.uploads.held(device.did, sid, raw)), CBOR)
 
+    def _put(self, request: Request, device: Device) -> Response:
+        return self._submit(request, device) if request.path == WHOLE else self._chunk(request, device)
+
+    def _post(self, request: Request, device: Device) -> Response:
+        return self._submit(request, device) if request.path == WHOLE else self._finalise(request, device)
+
+    def _submit(self, request: Request, device: Device) -> Response:
+        submission = wire.decode(Submission, request.payload, limit=SUBMISSION_LIMIT)
+
+        def codes_of(update: wire.Update) -> bytes:
+            if hashlib.sha256(submission.codes).digest() != update.digest:
+                raise RemoteError("the codes have another digest than the update says", code=Code.CONFLICT)
+            return submission.codes
+
+        receipt = self._deliver(submission.signed, device, codes_of)
+        assert receipt is not None
+        return receipt
+
     def _finalise(self, request: Request, device: Device) -> Response:
         sid, raw = _sid(request)
-        update = wire.decode(wire.Update, signed.verify(request.payload, device.pk))
+        uploads = self._gateway.uploads
+        receipt = self._deliver(request.payload, device, lambda update: uploads.whole(device.did, update.digest))
+        return receipt or Response("4.08", wire.encode(uploads.held(device.did, sid, raw)), CBOR)
+
+    def _deliver(
+        self, message: bytes, device: Device, codes_of: Callable[[wire.Update], bytes | None]
+    ) -> Response | None:
+        """The receipt for a signed update; None when its codes are not all there."""
+        update = wire.decode(wire.Update, signed.verify(message, device.pk))
         if update.did != device.did:
             raise RemoteError("an update of another device", code=Code.SIGNATURE)
         earlier = self._store.entry(update.rid, device.did)
         if earlier is not None:
-            if earlier[0] != request.payload:
+            if earlier[0] != message:
                 raise RemoteError("this device has delivered other bytes in this round", code=Code.CONFLICT)
-            return self._receipt(update, request.payload, device, wire.Status.DUPLICATE)
+            return self._receipt(update, message, device, wire.Status.DUPLICATE)
         self._may_submit(device, update.rid)
         self._gate(update)
-        codes = self._gateway.uploads.whole(device.did, update.digest)
+        codes = codes_of(update)
         if codes is None:
-            held = self._gateway.uploads.held(device.did, sid, raw)
-            return Response("4.08", wire.encode(held), CBOR)
+            return None
         self._gateway.gathering.check(codes, update)
         metrics = update.metrics
         entry = Entry(
             device.did,
-            request.payload,
+            message,
             update.samples,
             metrics.samples if metrics else None,
             metrics.loss if metrics else None,
@@ -228,7 +255,7 @@ class Resources:
             codes,
         )
         self._gateway.receive(entry)
-        return self._receipt(update, request.payload, device, wire.Status.ACCEPTED)
+        return self._receipt(update, message, device, wire.Status.ACCEPTED)
 
     def _receipt(self, update: wire.Update, message: bytes, device: Device, status: wire.Status) -> Response:
         digest = hashlib.sha256(message).digest()

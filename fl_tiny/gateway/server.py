@@ -13,7 +13,7 @@ from typing import Any
 from fl_tiny import config, notify, statedir
 from fl_tiny.errors import ConfigError
 from fl_tiny.gateway.models import Models
-from fl_tiny.gateway.resources import Resources
+from fl_tiny.gateway.resources import WHOLE, Resources
 from fl_tiny.gateway.service import Emit, ExactOptions, Gateway
 from fl_tiny.gateway.setup import GATEWAY_KEY
 from fl_tiny.gateway.store import Store
@@ -89,7 +89,9 @@ async def _serve(
         handshakes_per_s=settings.handshakes_per_s, pairings_per_s=settings.handshakes_per_s, sessions=MAX_SESSIONS
     )
     wrong = gateway.identities.wrong_key
-    server = await Server.start(resources.handle, resources.key_of, settings.bind, limits=limits, on_wrong_key=wrong)
+    server = await Server.start(
+        resources.handle, resources.key_of, settings.bind, limits=limits, on_wrong_key=wrong, assembled=WHOLE
+    )
 
     def cut(did: bytes) -> None:
         server.drop_identity(did.hex())

@@ -54,17 +54,20 @@ class Response:
     max_age: int | None = None  # seconds
     block2: tuple[int, bool, int] | None = None  # number, more follow, size in bytes
     size2: int | None = None  # bytes of the whole
+    block1: tuple[int, bool, int] | None = None  # of the request that this answers
 
 
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def refusal(received: Any, payload_bytes: int) -> Response | None:
-    """Why a request never reaches the handler, if it does not."""
+def refusal(received: Any, payload_bytes: int, assembled: tuple[str, ...] | None) -> Response | None:
+    """Why a request never reaches the handler, if it does not. assembled: the path that takes bodies in blocks."""
     block1, block2 = received.opt.block1, received.opt.block2
-    if len(received.payload) > payload_bytes or (block1 is not None and (block1.more or block1.block_number)):
+    if len(received.payload) > payload_bytes or (
+        block1 is not None and (block1.more or block1.block_number) and tuple(received.opt.uri_path) != assembled
+    ):
         return Response("4.13", size2=None)
-    if block2 is not None and block2.size_exponent == _RESERVED_EXPONENT:
+    if any(block is not None and block.size_exponent == _RESERVED_EXPONENT for block in (block1, block2)):
         return Response("4.00")
     if not 1 <= received.code <= len(METHODS):
         return Response("4.05")
@@ -132,7 +135,7 @@ def from_response(response: Response, timing: Timing) -> Any:
     kind, dot, detail = response.code.partition(".")
     assert dot and kind in "245" and len(detail) == 2 and int(detail) < 32, f"{response.code} is no response code"
     assert len(response.payload) <= PAYLOAD_BYTES, f"{response.code} with {len(response.payload)} B fits no datagram"
-    block2 = response.block2
+    block1, block2 = response.block1, response.block2
     return message(
         int(kind) << 5 | int(detail),
         response.payload,
@@ -142,6 +145,7 @@ def from_response(response: Response, timing: Timing) -> Any:
         max_age=response.max_age,
         block2=None if block2 is None else (block2[0], block2[1], _exponent(block2[2])),
         size2=response.size2,
+        block1=None if block1 is None else (block1[0], block1[1], _exponent(block1[2])),
     )
 
 
@@ -164,6 +168,14 @@ def cut(response: Response, asked: tuple[int, int] | None) -> Response:
         block2=(number, (number + 1) * size < len(whole), size),
         size2=len(whole) if number == 0 else None,
     )
+
+
+def block1_of(received: Any) -> tuple[int, bool, int] | None:
+    """Number, whether more follow, and size of the block of a longer body that a request carries, if it does."""
+    block = received.opt.block1
+    if block is None or not (block.more or block.block_number):
+        return None
+    return block.block_number, bool(block.more), block.size
 
 
 def _exponent(size_bytes: int) -> int:

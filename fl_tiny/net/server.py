@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from fl_tiny.net import transport
+from fl_tiny.net.blocks import BUSY, Assembler
 from fl_tiny.net.dtls import PskLookup
 from fl_tiny.net.endpoint import Counters, ServerEndpoint
-from fl_tiny.net.messages import Handler, Response, cut, from_response, refusal, to_request
+from fl_tiny.net.messages import Handler, Response, block1_of, cut, from_response, refusal, to_request
 from fl_tiny.net.sessions import Association, Limits
 from fl_tiny.net.udp import bound_socket, split_address
 
@@ -44,8 +46,11 @@ class Server:
     _interface: transport.Interface
     _context: Any
 
-    def __init__(self, handler: Handler, payload_bytes: int, lan_timing: bool) -> None:
+    def __init__(
+        self, handler: Handler, payload_bytes: int, lan_timing: bool, assembled: tuple[str, ...] | None
+    ) -> None:
         """Use ``start``."""
+        self._assembled, self._assembler = assembled, Assembler()
         self._handler, self._payload_bytes = handler, payload_bytes
         self._timing = transport.Timing(lan_timing)
         self._remotes: dict[Association, transport.Remote] = {}
@@ -66,14 +71,16 @@ class Server:
         constrained_peers: bool = False,
         lan_timing: bool = False,
         on_wrong_key: Callable[[str], None] | None = None,
+        assembled: tuple[str, ...] | None = None,
     ) -> Server:
         """A server that answers until ``close``.
 
         ``on_wrong_key`` is told the identity of each handshake that used another key than the one ``lookup`` gave.
+        ``assembled`` is the one path whose requests may come in several blocks (Block1).
         What ``handler`` raises is our own fault: the peer gets 5.00, and ``fault`` the first such exception.
         Raises: ConfigError for ``bind``; EnvironmentFault when the address or OpenSSL cannot be had.
         """
-        self = cls(handler, payload_bytes, lan_timing)
+        self = cls(handler, payload_bytes, lan_timing, assembled)
         self._on_wrong_key = on_wrong_key
         host = split_address(bind)[0]
         self._context, self._interface = await transport.attach(self._answer)
@@ -145,18 +152,27 @@ class Server:
             self._on_wrong_key(identity)
 
     async def _answer(self, received: Any) -> Any:
-        refused = refusal(received, self._payload_bytes)
+        refused = refusal(received, self._payload_bytes, self._assembled)
         if refused is None and len(self._running) >= HANDLERS:
             refused = Response("5.03", max_age=BUSY_S)
         if refused is not None:
             return from_response(refused, self._timing)
         session: ServerSession = received.remote.session
         request = to_request(received, session)
+        block1 = block1_of(received)
+        if block1 is not None:
+            now = asyncio.get_running_loop().time()
+            whole = self._assembler.take(request.identity, request.path, block1, request.payload, now)
+            if isinstance(whole, str):
+                busy = BUSY_S if whole == BUSY else None
+                return from_response(Response(whole, block1=block1, max_age=busy), self._timing)
+            request = replace(request, payload=whole)
         task = asyncio.ensure_future(self._handler(request))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         try:  # shielded: the peer may go, or ask again, while the handler writes; it is never cut short
-            return from_response(cut(await asyncio.shield(task), request.block2), self._timing)
+            answer = cut(await asyncio.shield(task), request.block2)
+            return from_response(replace(answer, block1=block1), self._timing)
         except Exception as e:
             if not self.fault.done():
                 self.fault.set_exception(e)

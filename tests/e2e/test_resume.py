@@ -13,8 +13,7 @@ from fl_tiny.device.link import Link
 from fl_tiny.errors import EnvironmentFault, RemoteError
 from fl_tiny.net.coap import Client
 from fl_tiny.protocol import signed, wire
-
-from ..link.light import PARAMETERS, WIDE, Harness, free_port, work
+from tests.link.light import PARAMETERS, WIDE, Harness, free_port, work
 
 
 async def linked(harness: Harness, port: int) -> Link:
