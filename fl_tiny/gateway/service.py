@@ -13,6 +13,7 @@ from typing import Any
 
 from fl_tiny.errors import DataError
 from fl_tiny.gateway import forget
+from fl_tiny.gateway.chunks import Chunks
 from fl_tiny.gateway.encodings import KNOWN, Encodings
 from fl_tiny.gateway.gather import (
     Changes,
@@ -109,7 +110,7 @@ class Gateway:
         self._has_opened = False  # in this run of the gateway
         self._saved_at = time.monotonic()
         self.gathering: Gathering = self._gathers(self._next_kind())
-        self.uploads = Uploads(self.gathering.size, self.gathering.takes)
+        self.uploads = Uploads(Chunks(store))
         self.rounds = self._restore()
 
     # ---- what requests ask and change -------------------------------------------------------------------------
@@ -237,6 +238,7 @@ class Gateway:
         """Write what is only noted so far; called at the end."""
         self._saved_at = -SAVE_EVERY_S
         self._save(time.monotonic())
+        self.uploads.save()
 
     def online(self, now: float) -> frozenset[bytes]:
         """Devices that hold the model, have spoken lately and did not let the last round wait."""
@@ -282,7 +284,7 @@ class Gateway:
         kind = self._next_kind()
         self.store.open_round(OpenRound(rid, number, self.head.number, self.settings.deadline_s, kind.value))
         self.gathering = self._gathers(kind)
-        self.uploads = Uploads(self.gathering.size, self.gathering.takes)
+        self.uploads.begin(rid, self.gathering.size, self.gathering.takes)
         self._opened_at = now
         self._has_opened = True
         online = self.online(now)
@@ -402,7 +404,7 @@ class Gateway:
         event = Opened(opened.rid, opened.number, joined, self._active(), left_s)
         rounds = restored(self.settings, event, answers, now)
         self.gathering = self._gathered(opened.rid, Kind(opened.kind))
-        self.uploads = Uploads(self.gathering.size, self.gathering.takes)
+        self.uploads.begin(opened.rid, self.gathering.size, self.gathering.takes)
         for entry in self.store.accepted(opened.rid):
             rounds._delivered(Delivered(entry.did), now)
         log.info("round resumed number=%d updates=%d", opened.number, self.gathering.updates)

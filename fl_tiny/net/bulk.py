@@ -7,10 +7,50 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from fl_tiny.errors import RemoteError
+from fl_tiny.net.messages import Response
 from fl_tiny.net.transport import CoapError
-from fl_tiny.net.window import Piece, Window
+from fl_tiny.net.window import UNIT, Piece, Window
 
 Asked = tuple["asyncio.Future[Any]", Callable[[], None]]  # the answer to come, and a call that gives up waiting
+
+
+class Changed(Exception):
+    """Blocks of two states of a resource came."""
+
+
+class Incoming:
+    """A body that comes in blocks, in any order; what has come is kept until all of it has."""
+
+    def __init__(self, path: tuple[str, ...], size: int) -> None:
+        self.path, self.size = path, size
+        self.data = bytearray(size)
+        self._etag: bytes | None = None
+        self._held = bytearray(-(-size // UNIT // 8) + 1)
+
+    @property
+    def held(self) -> bytes:
+        """A bit for each unit that has come, as ``Window`` takes it."""
+        return bytes(self._held)
+
+    def took(self, piece: Piece, answer: Response) -> None:
+        """The answer to the request for a piece. Raises: RemoteError, when it is no such block; Changed."""
+        name = f"GET /{'/'.join(self.path)}"
+        if answer.code != "2.05":
+            raise RemoteError(f"{name} was answered {answer.code}", "is the gateway of the same version?")
+        block = answer.block2 or (0, False, piece.size)
+        if self._etag is not None and answer.etag != self._etag:
+            raise Changed
+        more = piece.at + piece.length < self.size
+        if block != (piece.at // piece.size, more, piece.size) or len(answer.payload) != piece.length:
+            raise RemoteError(f"{name}: no block of {piece.length} B at {piece.at} of {self.size} B")
+        self._etag = answer.etag
+        self.data[piece.at : piece.at + piece.length] = answer.payload
+        for unit in piece.units:
+            self._held[unit // 8] |= 1 << unit % 8
+
+
+Bodies = dict[tuple[tuple[str, ...], int], Incoming]  # by path and size
 
 
 async def carry(

@@ -48,6 +48,7 @@ class Client:
         self._context: Any = None
         self._closed = False
         self.counters = Counters()
+        self.kept: bulk.Bodies = {}  # the body that did not come whole; another client may go on with it
 
     @classmethod
     async def connect(cls, host: str, port: int, identity: str, key: bytes, *, lan_timing: bool = False) -> Client:
@@ -145,6 +146,30 @@ class Client:
             body = await self._fetch_once(path, size_limit)
             if body is not None:
                 return body
+        raise RemoteError(f"/{'/'.join(path)} changed {RESTARTS} times while it was read", "try again later")
+
+    async def fetch_whole(self, path: tuple[str, ...], size: int) -> bytes:
+        """The body of ``size`` bytes at ``path``, its blocks through a window.
+
+        What has come is kept, in ``kept``, over sessions and calls for the same path.
+        Raises: RemoteError, when it is refused, of another size, or changes all the time; EnvironmentFault, after three
+        sessions in a row without an answer.
+        """
+        for _ in range(RESTARTS):
+            body = self.kept.pop((path, size), None) or bulk.Incoming(path, size)
+            try:
+                await self._carry(
+                    Window(self._way, size, body.held),
+                    lambda piece, link: self._from(link, "GET", path, block2=(piece.at // piece.size, piece.size)),
+                    body.took,
+                )
+            except bulk.Changed:
+                continue
+            except EnvironmentFault:
+                self.kept.clear()  # one at a time
+                self.kept[path, size] = body
+                raise
+            return bytes(body.data)
         raise RemoteError(f"/{'/'.join(path)} changed {RESTARTS} times while it was read", "try again later")
 
     def exporter(self, label: bytes, length: int) -> bytes:
