@@ -12,6 +12,8 @@ from fl_tiny.gateway.store import Store
 
 log = logging.getLogger(__name__)
 
+_OF_ROUND = """SELECT did, sid, at, body FROM chunk
+  WHERE rid=?1 AND did NOT IN (SELECT did FROM ledger WHERE rid=?1) ORDER BY did, at"""
 GROUP = 16  # chunks in one transaction
 WAIT_S = 0.05  # the longest that a chunk waits for others
 
@@ -32,9 +34,8 @@ class Chunks:
         self._forget()
         self._rid = rid
         if self._store.rows("SELECT 1 FROM chunk LIMIT 1"):
-            with self._store.write() as db:
-                db.execute("DELETE FROM chunk WHERE rid!=?1 OR did IN (SELECT did FROM ledger WHERE rid=?1)", (rid,))
-        for row in self._store.rows("SELECT did, sid, at, body FROM chunk ORDER BY did, at"):
+            self._delete("DELETE FROM chunk WHERE rid!=?1 OR did IN (SELECT did FROM ledger WHERE rid=?1)", rid)
+        for row in self._store.rows(_OF_ROUND, rid):
             self._written.add(row[0])
             yield row
 
@@ -60,8 +61,7 @@ class Chunks:
         written = bool(self._written)
         self._forget()
         if written:
-            with self._store.write() as db:
-                db.execute("DELETE FROM chunk")
+            self._delete("DELETE FROM chunk")
 
     def flush(self) -> None:
         """What was added is on the disk when this returns. Raises: EnvironmentFault."""
@@ -85,6 +85,14 @@ class Chunks:
         self._waiting.clear()
         self._written.clear()
         self._stale.clear()
+
+    def _delete(self, sql: str, *values: bytes) -> None:
+        """Rows go, or stay until a round begins: a full disk must not keep one from closing."""
+        try:
+            with self._store.write() as db:
+                db.execute(sql, values)
+        except EnvironmentFault as fault:
+            log.error("chunks not written: %s", fault)
 
     def _tick(self) -> None:
         self._timer = None

@@ -149,3 +149,26 @@ def test_an_upload_shorter_than_the_longest_outlives_a_restart(tmp_path: Path) -
         store.close()
 
     asyncio.run(test())
+
+
+def test_a_round_closes_and_another_opens_though_the_disk_takes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> None:
+        raise EnvironmentFault("no room")
+
+    async def test() -> None:
+        Store.create(tmp_path / "state.db").close()
+        store, made = opened(tmp_path / "state.db")
+        made.put(DID, SID, 0, CODES[:UNIT])
+        made.save()
+        monkeypatch.setattr(store, "write", full)
+        made.clear()
+        made.begin(b"q" * 8, SIZE)
+        assert held(made) == set(), "what was left behind is not taken for another round's"
+        monkeypatch.undo()
+        made.put(DID, SID, 1, CODES[UNIT : 2 * UNIT])
+        assert held(made) == {1}
+        store.close()
+
+    asyncio.run(test())
