@@ -219,6 +219,7 @@ class Resources:
         match request.path:
             case ("u", sid, unit) if unit.isdecimal() and len(unit) <= 6:
                 self._may_submit(device)
+                self._gateway.attendance.is_at_work(device.did, time.monotonic())
                 check_room(self._store.folder)
                 self._gateway.uploads.put(device.did, sid, int(unit), request.payload)
                 return Response("2.04")

@@ -128,7 +128,9 @@ class Client:
 
         ``held``: a bit for each unit of 128 B that need not be sent, as ``Window`` has it. ``check`` is told each
         answer, and ends the upload by what it raises. It goes on over a new session when the old one has gone stale.
-        Raises: EnvironmentFault, after three sessions in a row without an answer; what ``check`` raises.
+        An answer 5.03 ends nothing: its piece waits as it says.
+        Raises: EnvironmentFault, after three sessions in a row without an answer, or when the gateway has said 5.03 for
+        two minutes; what ``check`` raises.
         """
 
         def request(piece: Piece, link: _Link) -> Any:
@@ -153,7 +155,7 @@ class Client:
 
         What has come is kept, in ``kept``, over sessions and calls for the same path.
         Raises: RemoteError, when it is refused, of another size, or changes all the time; EnvironmentFault, after three
-        sessions in a row without an answer.
+        sessions in a row without an answer or two minutes of 5.03.
         """
         for _ in range(RESTARTS):
             body = self.kept.pop((path, size), None) or bulk.Incoming(path, size)
@@ -194,7 +196,7 @@ class Client:
     async def _carry(
         self, window: Window, request: Callable[[Piece, _Link], Any], took: Callable[[Piece, Response], None]
     ) -> None:
-        silent = 0
+        told, silent = bulk.unless_busy(took), 0
         while silent < FAILURES:
             left = window.left
             try:
@@ -208,7 +210,7 @@ class Client:
                     return None
                 return transport.ask(self._context, request(piece, link))
 
-            answered = lambda piece, answer: took(piece, to_response(answer))  # noqa: E731 - two lines less
+            answered = lambda piece, answer: told(piece, to_response(answer))  # noqa: E731 - two lines less
             if await bulk.carry(window, ask, answered, self._stale_s):
                 return
             self._drop(link)

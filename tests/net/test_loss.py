@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import time
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any
@@ -92,6 +93,33 @@ def test_bodies_go_both_ways_through_a_window(faults: Faults) -> None:
                 put[at : at + len(piece)] = piece
             assert bytes(put) == BODY
             assert await client.fetch_whole(("big",), len(BODY)) == BODY
+
+    run(test())
+
+
+def test_a_busy_gateway_is_waited_for_in_the_middle_of_a_body(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        asked: list[tuple[str, float]] = []
+        busy = True
+
+        async def take(request: Request) -> Response:
+            asked.append((request.method, asyncio.get_running_loop().time()))
+            if busy or len(asked) in (4, 5, 24):
+                return Response("5.03", max_age=1)
+            return Response("2.04") if request.method == "PUT" else await answer(request)
+
+        async with link(Faults(), 3, take) as (_, _, client):
+            monkeypatch.setattr("fl_tiny.net.bulk.BUSY_S", 0.5)
+            with pytest.raises(EnvironmentFault, match="busy"):
+                await client.put_all(lambda at: ("u", str(at)), BODY, 42, check=lambda answer: None)
+            monkeypatch.undo()
+            busy = False
+            asked.clear()
+            await client.put_all(lambda at: ("u", str(at)), BODY, 42, check=lambda answer: None)
+            assert len(asked) == 22, "two pieces came twice"
+            assert max(b - a for (_, a), (_, b) in itertools.pairwise(asked)) >= 1.0, "as Max-Age says"
+            assert await client.fetch_whole(("big",), len(BODY)) == BODY
+            assert len(asked) == 22 + 21 and client.reconnects == 0
 
     run(test())
 
