@@ -24,6 +24,7 @@ from fl_tiny.device.newkey import take_places
 from fl_tiny.device.store import DeviceStore, Journal, Kept, floats_to_bytes
 from fl_tiny.device.upgrade import Upgrade
 from fl_tiny.errors import EnvironmentFault, RemoteError
+from fl_tiny.net.coap import Bodies
 from fl_tiny.protocol import session, signed, wire
 from fl_tiny.protocol.residual import undelivered
 
@@ -45,6 +46,7 @@ class Agent:
         self._directory = directory
         self._settings = config.load(directory / statedir.SETTINGS, config.DeviceSettings)
         self._store = DeviceStore.open(directory / statedir.DATABASE)
+        self._kept: Bodies = {}
         self._store.check()
         self._emit = emit
         self._did: bytes = self._store.get("did")
@@ -112,6 +114,7 @@ class Agent:
 
     async def _connect(self) -> Link:
         link, where = await find.open_link(self._directory, self._store, self._settings)
+        link.go_on_with(self._kept)
         self._seed = statedir.read_secret(self._directory, DEVICE_KEY)
         try:
             await link.register(self._did, self._boots, self._boot)
