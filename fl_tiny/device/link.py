@@ -136,7 +136,7 @@ class Link:
 
         The head's signature is checked, the manifest's is not. None: there is no newer model.
         """
-        answer = await self._client.request("GET", ("m", "new"))
+        answer = await self._client.get(("m", "new"), size_limit=SIGNED_LIMIT)
         if answer.code == "4.04":
             return None
         message = _good(answer).payload
@@ -168,7 +168,10 @@ class Link:
 
     async def _ask(self, method: str, path: tuple[str, ...], payload: bytes = b"", form: int | None = None) -> Response:
         sent = time.monotonic()
-        answer = await self._client.request(method, path, payload, form)
+        if method == "GET":
+            answer = await self._client.get(path, size_limit=SIGNED_LIMIT)
+        else:
+            answer = await self._client.request(method, path, payload, form)
         self.quality.took(time.monotonic() - sent)
         return _good(answer)
 
