@@ -176,6 +176,12 @@ class Link:
         return _good(answer)
 
 
+def raise_if_out(fault: RemoteError) -> None:
+    """Raises: ``fault``, when it says that nothing of this device counts now. A gateway may say so only once."""
+    if fault.code in (wire.Code.REVOKED, wire.Code.QUARANTINED, wire.Code.RESTORED):
+        raise fault
+
+
 def _check(answer: Response) -> None:
     _good(answer)
 
