@@ -71,6 +71,7 @@ class DeviceSettings:
     max_sample_bytes: int = 33_554_432
     personal_epochs: int = 30
     runtime: str | None = None
+    model_dir: str | None = None
     max_temperature: float = 85.0
     min_battery: float = 30.0
     max_memory_pressure: float = 25.0
@@ -106,6 +107,7 @@ RULES: dict[str, Rule] = {
     "min_battery": ("0 to 100 percent", lambda v: 0 <= v <= 100),
     "max_memory_pressure": ("0 to 100 percent", lambda v: 0 <= v <= 100),
     "max_load": ("above 0 and at most 1000", lambda v: 0 < v <= 1000),
+    "model_dir": ("an absolute path", lambda v: v.startswith("/")),
     "runtime": (f"one of {', '.join(RUNTIMES)}", lambda v: v in RUNTIMES),
 }
 

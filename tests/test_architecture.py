@@ -17,6 +17,7 @@ LEVEL = {  # docs/architecture.md, "Who may import whom": a module imports from 
     "lab": 4,
     "device": 3,
     "gateway": 3,
+    "image": 3,
     "config": 2,
     "statedir": 2,
     "files": 2,
@@ -50,7 +51,13 @@ HOME = {  # one foreign thing, one module
     "csv": {"device/series.py"},
     "scipy": set(),  # tests alone: device/audio.py needs no more than numpy
 }
-STARTS_PROCESSES = {"device/child.py", "device/isolated.py", "device/find.py", "device/host.py"}  # and lab/
+STARTS_PROCESSES = {  # and lab/
+    "device/child.py",
+    "device/isolated.py",
+    "device/find.py",
+    "device/host.py",
+    "image/tools.py",
+}
 IDLE = ("fl_tiny.device.agent", "fl_tiny.net.coap", "fl_tiny.protocol.wire", "fl_tiny.protocol.session")
 
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fl_tiny import config, statedir
+from fl_tiny.device import derived
 from fl_tiny.device.find import DEFAULT_PORT, elsewhere
-from fl_tiny.device.layout import BASE, CURRENT, DEVICE_KEY, PSK
+from fl_tiny.device.layout import BASE, DEVICE_KEY, PSK
 from fl_tiny.device.link import Link
 from fl_tiny.device.store import DeviceStore, HeldHead, Kept
 from fl_tiny.errors import ConfigError, EnvironmentFault, RemoteError
@@ -112,7 +113,8 @@ async def _fetch(directory: Path, link: Link, told: wire.Enrolled, where: str, *
     digest = hashlib.sha256(signed.payload_of(model.signed)).digest()
     head = await link.head(digest, model.manifest.body_size, told.gateway_pk)
     write_atomic(directory / statedir.MODEL / BASE, model.data)
-    write_atomic(directory / statedir.MODEL / CURRENT, model.data)
+    derived.settle_place(directory, None)
+    derived.put(directory, model.data)
     store = DeviceStore.create(directory / statedir.DATABASE)
     store.put_head(head)
     # The model's own head is in the file as it is; a newer one is chosen by the first job of `device run`.

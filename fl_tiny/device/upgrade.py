@@ -91,7 +91,7 @@ class Upgrade:
         manifest = slots.manifest_of(trial.manifest)
         (self._directory / statedir.MODEL / CANARY).unlink(missing_ok=True)
         if trial.confirm and answer.code == 0:
-            slots.confirm(self._directory, self._store)
+            slots.confirm(self._store)
             self._say(manifest.counter, "confirmed")
             return False
         if trial.confirm:

@@ -48,6 +48,7 @@ class Client:
         self._context: Any = None
         self._closed = False
         self.counters = Counters()
+        self.kept: bulk.Bodies = {}  # the body that did not come whole; another client may go on with it
 
     @classmethod
     async def connect(cls, host: str, port: int, identity: str, key: bytes, *, lan_timing: bool = False) -> Client:
@@ -127,7 +128,9 @@ class Client:
 
         ``held``: a bit for each unit of 128 B that need not be sent, as ``Window`` has it. ``check`` is told each
         answer, and ends the upload by what it raises. It goes on over a new session when the old one has gone stale.
-        Raises: EnvironmentFault, after three sessions in a row without an answer; what ``check`` raises.
+        An answer 5.03 ends nothing: its piece waits as it says.
+        Raises: EnvironmentFault, after three sessions in a row without an answer, or when the gateway has said 5.03 for
+        two minutes; what ``check`` raises.
         """
 
         def request(piece: Piece, link: _Link) -> Any:
@@ -145,6 +148,30 @@ class Client:
             body = await self._fetch_once(path, size_limit)
             if body is not None:
                 return body
+        raise RemoteError(f"/{'/'.join(path)} changed {RESTARTS} times while it was read", "try again later")
+
+    async def fetch_whole(self, path: tuple[str, ...], size: int) -> bytes:
+        """The body of ``size`` bytes at ``path``, its blocks through a window.
+
+        What has come is kept, in ``kept``, over sessions and calls for the same path.
+        Raises: RemoteError, when it is refused, of another size, or changes all the time; EnvironmentFault, after three
+        sessions in a row without an answer or two minutes of 5.03.
+        """
+        for _ in range(RESTARTS):
+            body = self.kept.pop((path, size), None) or bulk.Incoming(path, size)
+            try:
+                await self._carry(
+                    Window(self._way, size, body.held),
+                    lambda piece, link: self._from(link, "GET", path, block2=(piece.at // piece.size, piece.size)),
+                    body.took,
+                )
+            except bulk.Changed:
+                continue
+            except EnvironmentFault:
+                self.kept.clear()  # one at a time
+                self.kept[path, size] = body
+                raise
+            return bytes(body.data)
         raise RemoteError(f"/{'/'.join(path)} changed {RESTARTS} times while it was read", "try again later")
 
     def exporter(self, label: bytes, length: int) -> bytes:
@@ -169,7 +196,7 @@ class Client:
     async def _carry(
         self, window: Window, request: Callable[[Piece, _Link], Any], took: Callable[[Piece, Response], None]
     ) -> None:
-        silent = 0
+        told, silent = bulk.unless_busy(took), 0
         while silent < FAILURES:
             left = window.left
             try:
@@ -183,7 +210,7 @@ class Client:
                     return None
                 return transport.ask(self._context, request(piece, link))
 
-            answered = lambda piece, answer: took(piece, to_response(answer))  # noqa: E731 - two lines less
+            answered = lambda piece, answer: told(piece, to_response(answer))  # noqa: E731 - two lines less
             if await bulk.carry(window, ask, answered, self._stale_s):
                 return
             self._drop(link)

@@ -37,7 +37,7 @@ class Gateway:
     async def request(self, *_: object) -> Response:
         return Response("2.05", self._head)
 
-    async def fetch(self, path: tuple[str, ...], *, size_limit: int) -> bytes:
+    async def fetch_whole(self, path: tuple[str, ...], _size: int) -> bytes:
         self.asked.append("d" if path[2:] == ("d",) else "")
         body = self._bodies[self.asked[-1]]
         if body == b"gone":
