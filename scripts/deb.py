@@ -72,7 +72,14 @@ def packages(version: str) -> list[Package]:
         ),
         recommends=("fl-tiny-tflite",),
         suggests=("python3-pil", "python3-zeroconf"),
-        units=("fl-tiny-device.service", "fl-tiny-device.timer", "fl-tiny-device-once.service"),
+        units=(
+            "fl-tiny-device.service",
+            "fl-tiny-device.timer",
+            "fl-tiny-device-once.service",
+            "fl-tiny-confirm.service",  # these three do nothing on a system without slots, and none is enabled
+            "fl-tiny-update.path",
+            "fl-tiny-update.service",
+        ),
     )
     gateway = Package(
         "fl-tiny-gateway",
@@ -103,7 +110,10 @@ def stage(package: Package, tree: Path) -> None:
         for page in ("cli.md", "config.md", "install.md"):
             copied(ROOT / "docs" / page, tree / "usr/share/doc/fl-tiny" / page)
         copied(ROOT / "deploy/systemd/sysusers.d/fl-tiny.conf", tree / "usr/lib/sysusers.d/fl-tiny.conf")
-        shutil.copytree(ROOT / "deploy/systemd/fl-tiny-.service.d", tree / UNITS / "fl-tiny-.service.d")
+        for folder in ("fl-tiny-.service.d", "fl-tiny-confirm.service.d", "fl-tiny-update.service.d"):
+            shutil.copytree(ROOT / "deploy/systemd" / folder, tree / UNITS / folder)
+        for script in ("bootloader", "pre-install"):
+            copied(ROOT / "deploy/rauc" / script, tree / HOME / "rauc" / script)
     if package.role == "gateway":
         unpacked("uvicorn", tree / HOME)  # Debian 12's is too old for the page
     if package.role:
@@ -120,7 +130,7 @@ def stage(package: Package, tree: Path) -> None:
 def settle(tree: Path, epoch: int) -> None:
     """Make modes and times those of the commit, whatever the checkout's umask and date were."""
     for path in [tree, *tree.rglob("*")]:
-        path.chmod(0o755 if path.is_dir() or path.parent.name == "bin" else 0o644)
+        path.chmod(0o755 if path.is_dir() or path.parent.name in ("bin", "rauc") else 0o644)
         os.utime(path, (epoch, epoch))
 
 

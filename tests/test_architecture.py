@@ -51,7 +51,13 @@ HOME = {  # one foreign thing, one module
     "csv": {"device/series.py"},
     "scipy": set(),  # tests alone: device/audio.py needs no more than numpy
 }
-STARTS_PROCESSES = {"device/child.py", "device/isolated.py", "device/find.py", "image/tools.py"}  # and lab/
+STARTS_PROCESSES = {  # and lab/
+    "device/child.py",
+    "device/isolated.py",
+    "device/find.py",
+    "device/host.py",
+    "image/tools.py",
+}
 IDLE = ("fl_tiny.device.agent", "fl_tiny.net.coap", "fl_tiny.protocol.wire", "fl_tiny.protocol.session")
 
 

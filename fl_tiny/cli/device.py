@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fl_tiny.cli import doctor
+from fl_tiny.cli import doctor, update
 from fl_tiny.cli.common import (
     command,
     events,
@@ -46,6 +46,7 @@ def add(parent: Any) -> None:
     p = command(sub, "status", status, "fl-tiny device status dev --json")
     p.add_argument("dir", type=Path)
     running_option(p)
+    update.add(sub)
 
 
 def enroll(args: argparse.Namespace) -> None:
