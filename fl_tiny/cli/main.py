@@ -15,7 +15,7 @@ from typing import NoReturn
 from fl_tiny import __version__
 from fl_tiny.errors import FlTinyError
 
-GROUPS = ("model", "gateway", "device", "samples", "predict", "fleet", "demo", "simulate", "config")
+GROUPS = ("model", "gateway", "device", "samples", "predict", "fleet", "image", "demo", "simulate", "config")
 INTERRUPTED = 130  # 128 + SIGINT, the shell's convention
 
 

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``fl-tiny image``: images for boards, on a workstation."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from fl_tiny.cli.common import command, group, progress, show, table
+
+
+def add(parent: Any) -> None:
+    """Declare the commands of this group."""
+    sub = group(parent, "image", "images for boards: what there is, what is done, make one")
+    p = command(sub, "boards", boards, "fl-tiny image boards")
+    _recipes(p)
+    p = command(sub, "plan", plan_, "fl-tiny image plan qemu-arm64", json_flag=False)
+    _board(p)
+    p = command(sub, "build", build, "fl-tiny image build qemu-arm64 --out images")
+    _board(p)
+    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the image goes")
+    p.add_argument("--packages", type=Path, metavar="DIR2", help="fl-tiny's own packages (default: dist/deb)")
+    p.add_argument(
+        "--release", type=dotted, metavar="N.N", help="by which boards tell older bundles (default: version.time)"
+    )
+    p.add_argument("--work", type=Path, metavar="DIR3", help="what is kept for the next build (default: build/image)")
+
+
+def _recipes(parser: argparse.ArgumentParser) -> None:
+    what = "the folder image of a checkout (default: the one beside this program)"
+    parser.add_argument("--recipes", type=Path, metavar="DIR", help=what)
+
+
+def _board(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("board", metavar="BOARD", help="a name that `image boards` lists")
+    parser.add_argument(
+        "--kernel", type=Path, metavar="DEB", help="a kernel's package, for boards that Debian has none for"
+    )
+    parser.add_argument(
+        "--ca", type=Path, metavar="PEM", help="the fleet's CA: only bundles that it vouches for are taken"
+    )
+    _recipes(parser)
+
+
+def dotted(text: str) -> str:
+    """Numbers with dots between them, for argparse."""
+    if not all(part.isdecimal() and len(part) <= 12 for part in text.split(".")):
+        raise argparse.ArgumentTypeError(f"{text!r} is no release such as 2026.11.3")
+    return text
+
+
+def boards(args: argparse.Namespace) -> None:
+    """List the boards that images can be made for, and what was shown of each."""
+    from fl_tiny.image.boards import find_recipes, load_board, names
+
+    recipes = find_recipes(args.recipes)
+    found = [load_board(recipes, name) for name in names(recipes)]
+    rows = [
+        {
+            "name": b.name,
+            "title": b.title,
+            "suite": b.suite,
+            "boot": b.boot.chain,
+            "claim": b.claim,
+            "log": b.log or None,
+        }
+        for b in found
+    ]
+    show(args, rows, table(rows, ["name", "suite", "boot", "claim", "title"]))
+
+
+def plan_(args: argparse.Namespace) -> None:
+    """Print what would be done to make an image, step by step; nothing is looked at but the board's file."""
+    from fl_tiny.image.plan import describe
+
+    print(describe(_steps(args)), end="")
+
+
+def build(args: argparse.Namespace) -> None:
+    """Make an image and what goes with it; what an earlier build made of the same inputs is taken again."""
+    from fl_tiny import __version__
+    from fl_tiny.image.boards import find_recipes
+    from fl_tiny.image.build import Places, build
+
+    recipes = find_recipes(args.recipes)
+    top = recipes.resolve().parent
+    packages, work = args.packages or top / "dist/deb", args.work or top / "build/image"
+    epoch = _epoch(top)
+    places = Places(recipes, packages, work.resolve(), epoch, progress)
+    steps = _steps(args, args.release or f"{__version__}.{epoch}")
+    made = {kind: str(path) for kind, path in build(steps, places, args.out).items()}
+    show(args, made, "\n".join(f"{kind}  {path}" for kind, path in made.items()))
+
+
+def _steps(args: argparse.Namespace, release: str = "RELEASE") -> Any:
+    """The plan of the board that was named."""
+    from fl_tiny import __version__
+    from fl_tiny.errors import ConfigError
+    from fl_tiny.image.boards import find_recipes, load_base, load_board
+    from fl_tiny.image.plan import Release, plan
+
+    recipes = find_recipes(args.recipes)
+    board, base = load_board(recipes, args.board), load_base(recipes)
+    if board.kernel.brought != bool(args.kernel):
+        what = "needs a kernel of yours" if board.kernel.brought else "has its kernel from Debian"
+        raise ConfigError(f"{board.name} {what}", hint="--kernel DEB" if board.kernel.brought else "leave --kernel out")
+    release_ = Release(__version__, release, kernel=str(args.kernel or ""), ca=str(args.ca or ""))
+    return plan(board, base, release_)
+
+
+def _epoch(top: Path) -> int:
+    """The time that everything in the image has. Raises: ConfigError."""
+    from fl_tiny.errors import ConfigError, EnvironmentFault
+    from fl_tiny.image.tools import run
+
+    given = os.environ.get("SOURCE_DATE_EPOCH", "")
+    try:
+        return int(given or run("git", "-C", top, "log", "-1", "--format=%ct"))
+    except (ValueError, EnvironmentFault) as cause:
+        raise ConfigError(f"no time for the image's files: {cause}", hint="set SOURCE_DATE_EPOCH") from cause
