@@ -24,6 +24,8 @@ HELPERS = Path(__file__).parent / "layers"
 UNITS = ROOT / "deploy/systemd"
 VERSION = fl_tiny.__version__
 PYTHON = ROOT / "build/layers/bin/python"
+# Units with an [Install] that no layer enables: they stand instead of another one.
+NOT_ENABLED = {"fl-tiny-device.timer"}
 # What the Python Package Index calls otherwise, or what no layer needs since its Python is 3.11 or newer.
 NOT_NEEDED = {"tomli"}
 

@@ -51,6 +51,8 @@ define FL_TINY_INSTALL_INIT_SYSTEMD
 			$(TARGET_DIR)/usr/lib/systemd/system/{} \;
 	cd $(@D)/deploy/systemd/tmpfiles.d && find . -type f ! -name "$(FL_TINY_NOT)" \
 		-exec $(INSTALL) -D -m 0644 {} $(TARGET_DIR)/usr/lib/tmpfiles.d/{} \;
+	$(INSTALL) -D -m 0644 $(FL_TINY_PKGDIR)/fl-tiny.preset \
+		$(TARGET_DIR)/usr/lib/systemd/system-preset/80-fl-tiny.preset
 endef
 
 define FL_TINY_INSTALL_INIT_SYSV

@@ -29,9 +29,14 @@ USERADD_PARAM:${PN} = "\
     --shell ${base_sbindir}/nologin fl-tiny \
 "
 
-# The device waits, enabled, until the board is enrolled. The gateway's package is installed where a gateway is wanted.
+# Each is quiet until it has something to do. The gateway's package is installed where a gateway is wanted.
 SYSTEMD_PACKAGES = "${PN} ${PN}-gateway"
-SYSTEMD_SERVICE:${PN} = "fl-tiny-device.service"
+SYSTEMD_SERVICE:${PN} = "\
+    fl-tiny-confirm.service \
+    fl-tiny-device.service \
+    fl-tiny-enroll.service \
+    fl-tiny-provision.service \
+"
 SYSTEMD_SERVICE:${PN}-gateway = "fl-tiny-gateway.service"
 
 do_install:append() {
