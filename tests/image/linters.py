@@ -70,6 +70,14 @@ def units() -> dict[str, str]:
     return {name: text for name, text in found.items() if name.split("/")[0] not in ("tmpfiles.d", "sysusers.d")}
 
 
+def board() -> dict[str, str]:
+    """What makes a board's network follow provisioning: files of our images' overlay, by paths below /etc."""
+    etc = ROOT / "image/overlay/etc"
+    names = ("systemd/network/80-fl-tiny.network", "udev/rules.d/70-fl-tiny-wifi.rules")
+    drop_in = "systemd/system/wpa_supplicant@.service.d/fl-tiny.conf"
+    return {name: (etc / name).read_text() for name in (*names, drop_in)}
+
+
 def below(folder: Path) -> dict[str, str]:
     """The files below a folder, by their paths, with their text."""
     return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
