@@ -28,7 +28,7 @@ PYTHON = "3.11"  # Debian 12; Ubuntu 22.04's numpy (1.21) is too old for tflite-
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """A binary package. role: whose service it brings; empty: none."""
+    """A binary package. role: whose service it brings; empty: none.   enabled: units that wait for their files."""
 
     name: str
     summary: str
@@ -38,6 +38,7 @@ class Package:
     recommends: tuple[str, ...] = ()
     suggests: tuple[str, ...] = ()
     units: tuple[str, ...] = field(default=())
+    enabled: tuple[str, ...] = field(default=())
 
 
 def main() -> None:
@@ -72,7 +73,17 @@ def packages(version: str) -> list[Package]:
         ),
         recommends=("fl-tiny-tflite",),
         suggests=("python3-pil", "python3-zeroconf"),
-        units=("fl-tiny-device.service", "fl-tiny-device.timer", "fl-tiny-device-once.service"),
+        units=(
+            "fl-tiny-device.service",
+            "fl-tiny-device.timer",
+            "fl-tiny-device-once.service",
+            "fl-tiny-provision.service",
+            "fl-tiny-enroll.service",
+            "fl-tiny-confirm.service",  # these three do nothing on a system without slots, and none is enabled
+            "fl-tiny-update.path",
+            "fl-tiny-update.service",
+        ),
+        enabled=("fl-tiny-device.service", "fl-tiny-provision.service", "fl-tiny-enroll.service"),
     )
     gateway = Package(
         "fl-tiny-gateway",
@@ -81,6 +92,7 @@ def packages(version: str) -> list[Package]:
         depends=(f"fl-tiny (= {version})",),
         recommends=("python3-starlette", "python3-click", "python3-h11", "python3-segno"),
         units=("fl-tiny-gateway.service",),
+        enabled=("fl-tiny-gateway.service",),
     )
     runtime = [
         Package(
@@ -103,7 +115,10 @@ def stage(package: Package, tree: Path) -> None:
         for page in ("cli.md", "config.md", "install.md"):
             copied(ROOT / "docs" / page, tree / "usr/share/doc/fl-tiny" / page)
         copied(ROOT / "deploy/systemd/sysusers.d/fl-tiny.conf", tree / "usr/lib/sysusers.d/fl-tiny.conf")
-        shutil.copytree(ROOT / "deploy/systemd/fl-tiny-.service.d", tree / UNITS / "fl-tiny-.service.d")
+        for folder in (ROOT / "deploy/systemd").glob("fl-tiny-*.service.d"):
+            shutil.copytree(folder, tree / UNITS / folder.name)
+        for script in ("bootloader", "pre-install"):
+            copied(ROOT / "deploy/rauc" / script, tree / HOME / "rauc" / script)
     if package.role == "gateway":
         unpacked("uvicorn", tree / HOME)  # Debian 12's is too old for the page
     if package.role:
@@ -120,7 +135,7 @@ def stage(package: Package, tree: Path) -> None:
 def settle(tree: Path, epoch: int) -> None:
     """Make modes and times those of the commit, whatever the checkout's umask and date were."""
     for path in [tree, *tree.rglob("*")]:
-        path.chmod(0o755 if path.is_dir() or path.parent.name == "bin" else 0o644)
+        path.chmod(0o755 if path.is_dir() or path.parent.name in ("bin", "rauc") else 0o644)
         os.utime(path, (epoch, epoch))
 
 
@@ -162,6 +177,7 @@ def scripts(package: Package) -> dict[str, str]:
         if package.role:
             text = (ROOT / "deploy/deb" / file).read_text()
             names = {"PACKAGE": package.name, "ROLE": package.role, "UNITS": " ".join(package.units)}
+            names["ENABLED"] = " ".join(package.enabled)
             for name, value in names.items():
                 text = text.replace(f"@{name}@", value)
             path = WORK / f"{package.name}.{file}"

@@ -33,6 +33,7 @@ async def running(gw: Path) -> AsyncIterator[tuple[Gateway, Server]]:
         yield gateway, server
     finally:
         await server.close()
+        gateway.uploads.save()
         store.close()
 
 

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from fl_tiny import config
+from fl_tiny.board import Board, Network, Source, Ssh
 from fl_tiny.cli.main import build_parser
 from fl_tiny.errors import FlTinyError
-from fl_tiny.protocol import rekey, wire
+from fl_tiny.protocol import rekey, submission, wire
 from fl_tiny.protocol.preprocess import KINDS
 
 ROOT = Path(__file__).parents[1]
@@ -31,7 +32,7 @@ TYPES = {
     "integer": "int",
     "number": "float",
     "boolean": "bool",
-    "table": "Preprocess",
+    "table": "",  # each is explained in a section of its own
     "texts": "tuple[str, ...]",
     "numbers": "tuple[float, ...]",
 }
@@ -66,7 +67,7 @@ def commands(parser: argparse.ArgumentParser, words: str = "fl-tiny") -> Iterato
 
 
 def command_section(command: str) -> str:
-    page = "".join(text(f"docs/{name}.md") for name in ("cli", "cli-model", "cli-fleet"))
+    page = "".join(text(f"docs/{name}.md") for name in ("cli", "cli-model", "cli-fleet", "cli-image", "cli-update"))
     found = re.search(rf"^###? {command}\b[^\n]*\n(.*?)(?=^##|\Z)", page, re.MULTILINE | re.DOTALL)
     assert found, f"no page of commands has a section {command}"
     return found[1]
@@ -93,6 +94,24 @@ def test_every_setting_stands_on_its_page_with_type_and_default(title: str, cls:
         if field.name in config.RULES:
             limits = re.findall(r"\d+", config.RULES[field.name][0])
             assert re.findall(r"\d+", rule) == limits, f"{field.name}: {rule}"
+
+
+@pytest.mark.parametrize("cls", [Board, Network, Ssh, Source], ids=lambda cls: cls.__name__)
+def test_every_key_of_a_boards_tables_stands_on_the_page_with_type_and_default(cls: Any) -> None:
+    name = cls.__name__.lower()
+    page = re.search(rf"^### {cls.__name__}\n(.*?)(?=^#|\Z)", text("docs/config.md"), re.MULTILINE | re.DOTALL)
+    assert page
+    found = {cells[0].strip("`"): cells for cells in rows(page[1])}
+    assert list(found) == [field.name for field in fields(cls)]
+    for field in fields(cls):
+        _, kind, default, rule, meaning = found[field.name]
+        shown = None if default == "none" else json.loads(default.strip("`"))
+        assert (tuple(shown) if isinstance(shown, list) else shown) == field.default, f"{name}.{field.name}: {default}"
+        assert TYPES[kind] in str(field.type), f"{name}.{field.name}: {kind}"
+        assert meaning
+        if f"{name}.{field.name}" in config.RULES:
+            limits = re.findall(r"\d+", config.RULES[f"{name}.{field.name}"][0])
+            assert re.findall(r"\d+", rule) == limits, f"{name}.{field.name}: {rule}"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -156,7 +175,7 @@ def test_the_kinds_of_the_wire_rules_are_those_of_the_code() -> None:
     rules = {
         name: int(kind) for name, kind in re.findall(r"^(\w+) +=\s*\{ 0: (\d+),", text("docs/protocol.cddl"), re.M)
     }
-    found = {**vars(wire), **vars(rekey)}
+    found = {**vars(wire), **vars(rekey), **vars(submission)}
     kinds = {name.lower(): cls.KIND for name, cls in found.items() if hasattr(cls, "KIND")}
     assert rules == kinds
     assert len(set(kinds.values())) == len(kinds)

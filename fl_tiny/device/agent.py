@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import logging
 import os
@@ -16,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from fl_tiny import config, notify, statedir
-from fl_tiny.device import budget, find, job, slots
+from fl_tiny.device import budget, derived, find, job, slots
 from fl_tiny.device.child import Child, Word
 from fl_tiny.device.layout import DEVICE_KEY
-from fl_tiny.device.link import Link
+from fl_tiny.device.link import Link, raise_if_out
 from fl_tiny.device.newkey import take_places
 from fl_tiny.device.store import DeviceStore, Journal, Kept, floats_to_bytes
 from fl_tiny.device.upgrade import Upgrade
 from fl_tiny.errors import EnvironmentFault, RemoteError
+from fl_tiny.net.coap import Bodies
 from fl_tiny.protocol import session, signed, wire
 from fl_tiny.protocol.residual import undelivered
 
@@ -45,6 +45,7 @@ class Agent:
         self._directory = directory
         self._settings = config.load(directory / statedir.SETTINGS, config.DeviceSettings)
         self._store = DeviceStore.open(directory / statedir.DATABASE)
+        self._kept: Bodies = {}
         self._store.check()
         self._emit = emit
         self._did: bytes = self._store.get("did")
@@ -53,6 +54,8 @@ class Agent:
         self._boots = (self._store.get("boots") or 0) + 1
         self._boot = os.urandom(8)  # which start this is: a copy of DIR makes another
         self._store.put(boots=self._boots)
+        slots.adopt(directory, self._store)
+        derived.settle_place(directory, memory_of(self._settings))
         self._upgrade = Upgrade(directory, self._store, emit)
         self._read_manifest()
         owes = self._store.journal() is not None
@@ -110,6 +113,7 @@ class Agent:
 
     async def _connect(self) -> Link:
         link, where = await find.open_link(self._directory, self._store, self._settings)
+        link.go_on_with(self._kept)
         self._seed = statedir.read_secret(self._directory, DEVICE_KEY)
         try:
             await link.register(self._did, self._boots, self._boot)
@@ -157,8 +161,14 @@ class Agent:
             rid = self._offer.rid
         else:
             return
-        with contextlib.suppress(RemoteError):  # the round is over: the upload's own answer says what counts
-            await link.answer(rid, wire.Said.JOIN)
+        await self._say(link, rid, wire.Said.JOIN)
+
+    async def _say(self, link: Link, rid: bytes, said: wire.Said) -> None:
+        """An answer whose refusal means little: the round is over, and the upload's own answer says what counts."""
+        try:
+            await link.answer(rid, said)
+        except RemoteError as fault:
+            raise_if_out(fault)
 
     async def _beat(self, link: Link) -> wire.Next:
         held, lacks = self._store.head().version, int(self._child.look()) or None
@@ -196,6 +206,7 @@ class Agent:
             try:
                 await link.answer(offer.rid, action.said)
             except RemoteError as fault:
+                raise_if_out(fault)
                 log.info("answer refused round=%d why=%r", offer.number, str(fault))
                 if action.said is wire.Said.JOIN:
                     self._session.handle(session.Refused(fault.code))
@@ -227,8 +238,7 @@ class Agent:
         """The child stands still, or goes on: a round need not wait for it meanwhile."""
         self._note(lack)
         if self._session.state is session.State.TRAINING and self._offer is not None:
-            with contextlib.suppress(RemoteError):  # the round is over: the upload's own answer says what counts
-                await link.answer(self._offer.rid, wire.Said.NO_BUDGET if lack else wire.Said.JOIN)
+            await self._say(link, self._offer.rid, wire.Said.NO_BUDGET if lack else wire.Said.JOIN)
 
     def _note(self, lack: wire.Lack) -> None:
         """Tell people what the board lacks for training."""
@@ -298,6 +308,7 @@ class Agent:
             actions = self._session.handle(session.Receipted(receipt.status))
             word = status.name.lower()
         except RemoteError as fault:
+            raise_if_out(fault)  # the update stays in the journal
             actions = self._session.handle(session.Refused(fault.code))
             word = "refused"
             log.warning("update refused round=%d why=%r", owed.number, str(fault))
@@ -338,12 +349,12 @@ class Agent:
     # ---- the board's model ----------------------------------------------------------------------------------
 
     def _switch(self, chosen: job.Chosen) -> None:
-        """Record the choice, then switch model/current.tflite; a cut between is finished at the next start."""
+        """Record the choice, then make model/current.tflite of it; a cut between is finished at the next start."""
         kept, head = self._store.kept(), self._given
         if chosen.digest is None:
             kept = replace(kept, chosen_at=head.version, kind=chosen.kept)
         else:
-            kept = Kept(head.version, chosen.kept, bool(chosen.fitted), chosen.digest, head)
+            kept = Kept(head.version, chosen.kept, bool(chosen.fitted), chosen.digest, head, patch=chosen.patch)
         kept = replace(kept, previous=chosen.previous, fleet=chosen.fleet, personal=chosen.personal)
         self._store.put_kept(kept)
         self._finish_switch()
@@ -351,7 +362,7 @@ class Agent:
         log.info("model chosen round=%d kept=%s", head.version, chosen.kept)
 
     def _finish_switch(self) -> None:
-        """Move model/.next.tflite into place when it is what was chosen; choose anew when the file is another."""
+        """Make model/current.tflite what was chosen; choose anew when that cannot be."""
         if not slots.put_right(self._directory, self._store):
             log.warning("model/current.tflite is not what was chosen; choosing again")
             self._store.put_kept(replace(self._store.kept(), chosen_at=-1))
@@ -376,6 +387,12 @@ class Agent:
             return True
         waits_for_head = (self._store.get("last_round") or 0) > told.head
         return not waits_for_head and (self._answered is not None or told.poll_ms > SOON_S * 1000)
+
+
+def memory_of(settings: config.DeviceSettings) -> Path | None:
+    """Where model/current.tflite lies when not below DIR: as set, else in the runtime directory that systemd made."""
+    made = settings.model_dir or os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    return Path(made) if made else None
 
 
 def limits_of(settings: config.DeviceSettings) -> budget.Limits:

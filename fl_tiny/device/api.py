@@ -16,7 +16,7 @@ from fl_tiny.device.dataset import input_codes
 from fl_tiny.device.evaluation import classes_of_outputs, real_values
 from fl_tiny.device.layout import CURRENT
 from fl_tiny.device.runtimes import same_features
-from fl_tiny.device.slots import base_path, manifest_of
+from fl_tiny.device.slots import base_path, current, manifest_of
 from fl_tiny.device.store import DeviceStore, Sample
 from fl_tiny.errors import DataError
 from fl_tiny.learn.head import HeadSpec
@@ -118,7 +118,7 @@ class Device:
         (n,) int64 classes; of a fleet that learns labels (n, outputs) bool, of one that learns values float32.
         """
         self._follow()
-        data = self.model_path.read_bytes()
+        data = self._chosen()
         if self._current is None or self._current[0] != data:
             self._current = (data, open_backbone(data, runtime=self._runtime))
         outputs = self._current[1].run(input_codes(np.asarray(x), self._model.input))
@@ -126,6 +126,16 @@ class Device:
             return classes_of_outputs(self._model, outputs)
         values = real_values(self._model.output, outputs)
         return values > 0.5 if self.spec.task is Task.LABELS else values
+
+    def _chosen(self) -> bytes:
+        """What ``model_path`` holds; when it is in memory and the daemon has not made it since the start: made here."""
+        try:
+            return self.model_path.read_bytes()
+        except OSError as cause:
+            made = current(self._directory, self._store)
+            if made is None:
+                raise DataError(f"{self.model_path}: {cause.strerror}", "fl-tiny device run DIR makes it") from cause
+            return made
 
     @property
     def runtime(self) -> str:

@@ -13,7 +13,7 @@ from fl_tiny.device.find import DEFAULT_PORT
 from fl_tiny.device.layout import CURRENT, DEVICE_KEY, PSK
 from fl_tiny.device.link import MODEL_LIMIT, Link
 from fl_tiny.device.runtimes import HINT, chosen, full_name
-from fl_tiny.device.slots import base_path
+from fl_tiny.device.slots import base_path, digest_of
 from fl_tiny.device.store import DeviceStore
 from fl_tiny.doctor import MIB, Finding, Odd, State, machine, openssl_found, owned, settings_read, tried
 from fl_tiny.errors import ConfigError, DataError, EnvironmentFault
@@ -80,12 +80,11 @@ def _secrets(directory: Path) -> str:
 
 def _model(directory: Path, store: DeviceStore) -> str | Odd:
     manifest = wire.decode(wire.Manifest, signed.payload_of(store.get("manifest")))
-    folder = directory / statedir.MODEL
     base = base_path(directory, store)
     if hashlib.sha256(read_bounded(base, MODEL_LIMIT)).digest() != manifest.digest:
         raise DataError(f"{base} is not the fleet's {manifest.name}", "restore it, or enrol DIR anew")
-    if hashlib.sha256(read_bounded(folder / CURRENT, MODEL_LIMIT)).digest() != store.kept().digest:
-        return Odd(f"{CURRENT} is not what was chosen", "the next device run chooses again")
+    if digest_of(directory / statedir.MODEL / CURRENT) != store.kept().digest:
+        return Odd(f"{CURRENT} is not what was chosen", "the next device run makes it again")
     return f"{manifest.name}, as the fleet signed it"
 
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fl_tiny import config, statedir
+from fl_tiny.device import derived
 from fl_tiny.device.find import DEFAULT_PORT, elsewhere
-from fl_tiny.device.layout import BASE, CURRENT, DEVICE_KEY, PSK
+from fl_tiny.device.layout import BASE, DEVICE_KEY, PSK
 from fl_tiny.device.link import Link
 from fl_tiny.device.store import DeviceStore, HeldHead, Kept
 from fl_tiny.errors import ConfigError, EnvironmentFault, RemoteError
@@ -64,6 +65,12 @@ async def enrol(
         statedir.create(directory)
         seed = _device_key(directory)
         told = await link.enrol(seed, name)
+    except RemoteError as fault:
+        if fault.code == wire.Code.PAIRING and not fault.hint:
+            raise RemoteError(
+                fault.what, "a code is for one board: fl-tiny gateway pair --count N", fault.code
+            ) from fault
+        raise
     finally:
         await link.close()
     if told.did != signed.device_id(signed.public_key(seed)):
@@ -112,7 +119,8 @@ async def _fetch(directory: Path, link: Link, told: wire.Enrolled, where: str, *
     digest = hashlib.sha256(signed.payload_of(model.signed)).digest()
     head = await link.head(digest, model.manifest.body_size, told.gateway_pk)
     write_atomic(directory / statedir.MODEL / BASE, model.data)
-    write_atomic(directory / statedir.MODEL / CURRENT, model.data)
+    derived.settle_place(directory, None)
+    derived.put(directory, model.data)
     store = DeviceStore.create(directory / statedir.DATABASE)
     store.put_head(head)
     # The model's own head is in the file as it is; a newer one is chosen by the first job of `device run`.

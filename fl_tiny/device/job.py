@@ -51,8 +51,9 @@ class Trained:
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """Which candidate is best. digest: SHA-256 of model/.next.tflite; absent: the file in place stays.
+    """Which candidate is best. digest: SHA-256 of model/current.tflite with it; absent: the file in place stays.
 
+    patch: what makes it of the slot's file (device/derived.py).
     fitted: 1 when it was fine-tuned here.   previous, fleet, personal: accuracies on held-out samples.
     """
 
@@ -63,6 +64,7 @@ class Chosen:
     previous: Annotated[float | None, Key(4, SHARE)] = None
     fleet: Annotated[float | None, Key(5, SHARE)] = None
     personal: Annotated[float | None, Key(6, SHARE)] = None
+    patch: Annotated[bytes | None, Key(7, blob(1, FRAME_LIMIT))] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,7 @@ def parse(body: bytes) -> Answer:
     if kind == Trained.KIND:
         return wire.decode(Trained, body, limit=FRAME_LIMIT)
     if kind == Chosen.KIND:
-        return wire.decode(Chosen, body)
+        return wire.decode(Chosen, body, limit=FRAME_LIMIT)
     if kind == Tried.KIND:
         return wire.decode(Tried, body)
     return wire.decode(Failed, body)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fl_tiny.device.quality import Quality
 from fl_tiny.device.store import HeldHead
 from fl_tiny.errors import EnvironmentFault, MalformedMessage, RemoteError
-from fl_tiny.net.coap import Client, Response
+from fl_tiny.net.coap import Bodies, Client, Response
 from fl_tiny.protocol import problem, signed, wire
 from fl_tiny.protocol.delta import Shapes, applied
 from fl_tiny.protocol.rekey import Rekeyed
@@ -50,6 +50,10 @@ class Link:
         """End the session."""
         await self._client.close()
 
+    def go_on_with(self, kept: Bodies) -> None:
+        """Begin with what an earlier link left in ``kept`` of a body that did not come whole; leave it there, too."""
+        self._client.kept = kept
+
     async def enrol(self, seed: bytes, name: str | None) -> wire.Enrolled:
         """Show the device's key and get its id, PSK and the keys to believe in."""
         binding = self._client.exporter(signed.EXPORTER_LABEL, signed.EXPORTER_BYTES)
@@ -85,7 +89,8 @@ class Link:
     ) -> HeldHead:
         """The current head, its signature, manifest and digest checked. manifest: SHA-256 of the manifest held.
 
-        held: a head that a delta may begin at.   shapes: of the manifest's tensors.
+        held: the head held: its body is not fetched again, and a delta may begin at it.   shapes: of the manifest's
+        tensors.
         """
         message = (await self._ask("GET", ("m",))).payload
         head = wire.decode(wire.Head, signed.verify(message, gateway_pk))
@@ -93,7 +98,11 @@ class Link:
             raise RemoteError("the fleet has moved to another model", hint="enrol again")
         if head.size != body_size:
             raise MalformedMessage(f"a head of {head.size} B for a model whose head has {body_size}")
-        body = await self._by_delta(head, held, shapes) if held else None
+        if held is None:
+            return HeldHead(head.version, message, await self.body(head.digest, head.size))
+        if hashlib.sha256(held.body).digest() == head.digest:
+            return HeldHead(head.version, message, held.body)
+        body = await self._by_delta(head, held, shapes)
         return HeldHead(head.version, message, body or await self.body(head.digest, head.size))
 
     async def _by_delta(self, head: wire.Head, held: HeldHead, shapes: Shapes) -> bytes | None:
@@ -102,7 +111,7 @@ class Link:
         if delta is None or delta.size >= head.size or hashlib.sha256(held.body).digest() != delta.base:
             return None
         try:
-            found = await self._client.fetch(("m", wire.name_of(head.digest), "d"), size_limit=delta.size)
+            found = await self._client.fetch_whole(("m", wire.name_of(head.digest), "d"), delta.size)
             body = applied(held.body, found, delta.encoding, shapes)
         except RemoteError as fault:  # of a gateway that no longer has it, or by another rule: the whole is there
             log.warning("no delta number=%d why=%r", head.version, str(fault))
@@ -127,7 +136,7 @@ class Link:
 
         The head's signature is checked, the manifest's is not. None: there is no newer model.
         """
-        answer = await self._client.request("GET", ("m", "new"))
+        answer = await self._client.get(("m", "new"), size_limit=SIGNED_LIMIT)
         if answer.code == "4.04":
             return None
         message = _good(answer).payload
@@ -137,7 +146,7 @@ class Link:
 
     async def body(self, digest: bytes, size: int) -> bytes:
         """What a digest names. Raises: RemoteError when it is something else."""
-        data = await self._client.fetch(("m", wire.name_of(digest)), size_limit=size)
+        data = await self._client.fetch_whole(("m", wire.name_of(digest)), size)
         if hashlib.sha256(data).digest() != digest:
             raise RemoteError("a body does not have the digest that was signed", code=wire.Code.CONFLICT)
         return data
@@ -159,9 +168,18 @@ class Link:
 
     async def _ask(self, method: str, path: tuple[str, ...], payload: bytes = b"", form: int | None = None) -> Response:
         sent = time.monotonic()
-        answer = await self._client.request(method, path, payload, form)
+        if method == "GET":
+            answer = await self._client.get(path, size_limit=SIGNED_LIMIT)
+        else:
+            answer = await self._client.request(method, path, payload, form)
         self.quality.took(time.monotonic() - sent)
         return _good(answer)
+
+
+def raise_if_out(fault: RemoteError) -> None:
+    """Raises: ``fault``, when it says that nothing of this device counts now. A gateway may say so only once."""
+    if fault.code in (wire.Code.REVOKED, wire.Code.QUARANTINED, wire.Code.RESTORED):
+        raise fault
 
 
 def _check(answer: Response) -> None:

@@ -6,8 +6,8 @@ What is long is written once and stays in place; what changes in a round are num
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 4
-CHOICE = "chosen_at, kind, fitted, digest, start, previous, fleet, personal"  # columns that kept and slot share
+SCHEMA_VERSION = 5
+CHOICE = "chosen_at, kind, fitted, digest, start, previous, fleet, personal, patch"  # columns that kept and slot share
 _CHOICE = """chosen_at INT NOT NULL, kind TEXT NOT NULL, fitted INT NOT NULL, digest BLOB NOT NULL,
   start INT NOT NULL, previous REAL, fleet REAL, personal REAL"""
 
@@ -29,11 +29,21 @@ CREATE TABLE kept(only INTEGER PRIMARY KEY CHECK(only=1), {_CHOICE}) STRICT;
 CREATE TABLE slot(only INTEGER PRIMARY KEY CHECK(only=1), name TEXT NOT NULL, manifest BLOB NOT NULL,
   model_pk BLOB NOT NULL, features BLOB NOT NULL, head INT NOT NULL, {_CHOICE}) STRICT;
 """
-SCHEMA = _FACTS + _STATE
+# patch: what makes model/current.tflite of the slot's file (device/derived.py); none: it is that file.
+# residual.size: of the residual when it is deflated, as it is since version 5.
+_DERIVED = """
+CREATE TABLE patch(id INTEGER PRIMARY KEY, runs BLOB NOT NULL) STRICT;
+ALTER TABLE kept ADD COLUMN patch INT;
+ALTER TABLE slot ADD COLUMN patch INT;
+ALTER TABLE residual ADD COLUMN size INT;
+"""
+SCHEMA = _FACTS + _STATE + _DERIVED
 
-UNUSED_HEADS = (
+UNUSED = (  # of what is stored once and named by others
     "DELETE FROM head WHERE id NOT IN (SELECT value FROM meta WHERE key='head' UNION SELECT start FROM kept"
-    " UNION SELECT head FROM slot UNION SELECT start FROM slot)"
+    " UNION SELECT head FROM slot UNION SELECT start FROM slot)",
+    "DELETE FROM patch WHERE id NOT IN (SELECT patch FROM kept WHERE patch IS NOT NULL"
+    " UNION SELECT patch FROM slot WHERE patch IS NOT NULL)",
 )
 
 _SLOT_3 = """
@@ -67,4 +77,5 @@ MIGRATIONS = {  # from a version to the next
     + _STATE
     + _COPY_3
     + "".join(f"DROP TABLE {name}_3;" for name in _TABLES_3),
+    4: _DERIVED,
 }

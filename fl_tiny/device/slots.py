@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 
 from fl_tiny import statedir
-from fl_tiny.device.layout import BASE, CURRENT, NEXT, OLD, SLOTS
-from fl_tiny.device.schema import CHOICE, UNUSED_HEADS
-from fl_tiny.device.store import DeviceStore, HeldHead, Kept, add_head, drop_update, put_choice
-from fl_tiny.errors import RemoteError
-from fl_tiny.files import sync_directory, write_atomic
+from fl_tiny.device import derived
+from fl_tiny.device.layout import BASE, CURRENT, FORMER, SLOTS
+from fl_tiny.device.schema import CHOICE
+from fl_tiny.device.store import DeviceStore, HeldHead, Kept, add_head, drop_unused, drop_update, put_choice
+from fl_tiny.errors import DataError, RemoteError
 from fl_tiny.protocol import signed, wire
 
 log = logging.getLogger(__name__)
@@ -89,8 +90,6 @@ def switch(directory: Path, store: DeviceStore, message: bytes, head: HeldHead, 
     same_features: its backbone is the old one's, so the samples go on with it.
     """
     manifest, slot = manifest_of(message), spare(store)
-    folder = directory / statedir.MODEL
-    write_atomic(folder / OLD, (folder / CURRENT).read_bytes())
     old, known = manifest_of(store.get("manifest")), store.features
     marks = {f"features:{old.digest.hex()[:16]}": known}
     features = known if same_features else store.get(f"features:{manifest.digest.hex()[:16]}")
@@ -111,18 +110,17 @@ def switch(directory: Path, store: DeviceStore, message: bytes, head: HeldHead, 
         db.executemany("INSERT OR REPLACE INTO meta VALUES(?,?)", facts.items())
         drop_update(db)
         put_choice(db, Kept(chosen_at, "model", fitted=False, digest=manifest.digest, start=head))
-        db.execute(UNUSED_HEADS)
+        drop_unused(db)
     put_right(directory, store)
     log.info("model switched counter=%d name=%s slot=%s", manifest.counter, manifest.name, slot)
 
 
-def confirm(directory: Path, store: DeviceStore) -> None:
+def confirm(store: DeviceStore) -> None:
     """The new model has made a good inference: it stays, and no lower counter is taken from now on."""
     counter = manifest_of(store.get("manifest")).counter
     with store.write() as db:
         db.execute("DELETE FROM meta WHERE key='tries'")
         db.execute("INSERT OR REPLACE INTO meta VALUES('floor',?)", (max(counter, floor(store)),))
-    (directory / statedir.MODEL / OLD).unlink(missing_ok=True)
     log.info("model confirmed counter=%d", counter)
 
 
@@ -141,7 +139,7 @@ def fall_back(directory: Path, store: DeviceStore, why: str, code: int) -> None:
         drop_update(db)
         db.execute("DELETE FROM meta WHERE key='tries'")
         db.execute("DELETE FROM slot")
-        db.execute(UNUSED_HEADS)
+        drop_unused(db)
     put_right(directory, store)
     log.warning("model fallen back from counter=%d why=%r", counter, why)
 
@@ -180,20 +178,39 @@ def boot(directory: Path, store: DeviceStore) -> Boot:
 
 
 def put_right(directory: Path, store: DeviceStore) -> bool:
-    """Make model/current.tflite what was chosen, where a file here is; False when it has to be made anew."""
-    folder, digest = directory / statedir.MODEL, store.kept().digest
-    if digest_of(folder / CURRENT) == digest:
+    """Make model/current.tflite what was chosen; False when the slot's file and the patch do not give it."""
+    if digest_of(derived.path_of(directory)) == store.kept().digest:
         return True
-    for file in (NEXT, OLD):
-        if digest_of(folder / file) == digest:
-            (folder / file).replace(folder / CURRENT)
-            sync_directory(folder)
-            return True
-    base = base_path(directory, store)
-    if digest_of(base) == digest:
-        write_atomic(folder / CURRENT, base.read_bytes())
-        return True
-    return False
+    data = current(directory, store)
+    if data is None:
+        return False
+    derived.put(directory, data)
+    return True
+
+
+def current(directory: Path, store: DeviceStore) -> bytes | None:
+    """The file that was chosen, from the slot's and the patch; None when they do not give it."""
+    kept = store.kept()
+    try:
+        data = base_path(directory, store).read_bytes()
+        data = data if kept.patch is None else derived.applied(data, kept.patch)
+    except (OSError, DataError):
+        return None
+    return data if hashlib.sha256(data).digest() == kept.digest else None
+
+
+def adopt(directory: Path, store: DeviceStore) -> None:
+    """Store the patch of a file that was chosen before patches were stored, and remove what a switch left then."""
+    folder, kept = directory / statedir.MODEL, store.kept()
+    path = base_path(directory, store)
+    if kept.patch is None and current(directory, store) is None and is_whole(path, store.get("manifest")):
+        base = path.read_bytes()
+        for file in (CURRENT, *FORMER):
+            if digest_of(folder / file) == kept.digest and (folder / file).stat().st_size == len(base):
+                store.put_kept(replace(kept, patch=derived.difference(base, (folder / file).read_bytes())))
+                break
+    for file in FORMER:
+        (folder / file).unlink(missing_ok=True)
 
 
 def is_whole(path: Path, message: bytes) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import struct
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 
 from fl_tiny import database
 from fl_tiny.database import transaction
-from fl_tiny.device.schema import CHOICE, MIGRATIONS, SCHEMA, SCHEMA_VERSION, UNUSED_HEADS
+from fl_tiny.device.schema import CHOICE, MIGRATIONS, SCHEMA, SCHEMA_VERSION, UNUSED
 from fl_tiny.errors import ConfigError, DataError, MalformedMessage
 from fl_tiny.protocol import signed, wire
 
@@ -85,6 +86,7 @@ class Kept:
 
     kind: which candidate won then.   fitted: fine-tuned here, from the head ``start``; else it is that head itself.
     digest: SHA-256 of the file.   previous, fleet, personal: held-out accuracies of the candidates.
+    patch: what makes the file of the slot's own (device/derived.py); None: it is that file.
     """
 
     chosen_at: int
@@ -95,6 +97,7 @@ class Kept:
     previous: float | None = None
     fleet: float | None = None
     personal: float | None = None
+    patch: bytes | None = None
 
 
 class DeviceStore:
@@ -150,7 +153,8 @@ class DeviceStore:
 
     def row(self, query: str, *values: Any) -> Any:
         """The first row that a query finds, or None."""
-        return self._db.execute(query, values).fetchone()
+        with database.reading(Path("the device's state"), HINT):
+            return self._db.execute(query, values).fetchone()
 
     @property
     def features(self) -> bytes:
@@ -275,32 +279,33 @@ class DeviceStore:
                 db.execute("UPDATE meta SET value=min(value, ?) WHERE key='last_round'", (head.version,))
                 db.execute("UPDATE kept SET chosen_at=-1")
             put_fact(db, "head", add_head(db, head))
-            db.execute(UNUSED_HEADS)
+            drop_unused(db)
 
     def journal(self) -> Journal | None:
         """The update that is owed, if there is one."""
-        row = self.row("SELECT number, signed, codes, residual, steps FROM journal JOIN residual ON id=rest")
-        return Journal(*row) if row else None
+        row = self.row(f"SELECT number, signed, codes, {_RESIDUAL} FROM journal JOIN residual ON id=rest")  # noqa: S608 - ours
+        if row is None:
+            return None
+        number, message, codes, *rest = row
+        return Journal(number, message, codes, *_inflated(*rest))
 
     def put_journal(self, owed: Journal) -> None:
         """Keep a trained update until the gateway's receipt."""
         with self._transaction() as db:
             db.execute("DELETE FROM residual WHERE id=(SELECT rest FROM journal)")
-            rest = db.execute("INSERT INTO residual(residual, steps) VALUES(?,?)", (owed.residual, owed.steps))
-            row = (owed.number, owed.signed, owed.codes, rest.lastrowid)
+            row = (owed.number, owed.signed, owed.codes, _add_residual(db, owed.residual, owed.steps))
             db.execute("INSERT OR REPLACE INTO journal VALUES(1,?,?,?,?)", row)
 
     def settle(self, residual: bytes | None, steps: bytes, *, counted: bool) -> None:
         """The owed update is done with: what stays of it becomes the residual (None: nothing does)."""
         with self._transaction() as db:
-            owed = self.row("SELECT number, rest, residual, steps FROM journal JOIN residual ON id=rest")
+            owed = self.row(f"SELECT number, rest, {_RESIDUAL} FROM journal JOIN residual ON id=rest")  # noqa: S608 - ours
             _drop_residual(db)
             db.execute("DELETE FROM journal")
-            if residual is not None and owed and owed[2:] == (residual, steps):
+            if residual is not None and owed and _inflated(*owed[2:]) == (residual, steps):
                 put_fact(db, "residual", owed[1])  # it stays where the journal's transaction wrote it
             elif residual is not None:
-                made = db.execute("INSERT INTO residual(residual, steps) VALUES(?,?)", (residual, steps))
-                put_fact(db, "residual", made.lastrowid)
+                put_fact(db, "residual", _add_residual(db, residual, steps))
             db.execute("DELETE FROM residual WHERE id IS NOT (SELECT value FROM meta WHERE key='residual')")
             if counted and owed:
                 put_fact(db, "rounds", self.rounds + 1)
@@ -309,20 +314,21 @@ class DeviceStore:
     def residual(self) -> tuple[bytes, bytes] | None:
         """(residual, steps it is in), to be added to the next update."""
         carried = "SELECT value FROM meta WHERE key='residual'"
-        row: tuple[bytes, bytes] | None = self.row(f"SELECT residual, steps FROM residual WHERE id=({carried})")  # noqa: S608 - ours
-        return row
+        row = self.row(f"SELECT {_RESIDUAL} FROM residual WHERE id=({carried})")  # noqa: S608 - ours
+        return _inflated(*row) if row else None
 
     def kept(self) -> Kept:
         """The choice made last. There is one from enrolment on."""
-        query = f"SELECT {CHOICE}, version, signed, body FROM kept JOIN head ON id=start"  # noqa: S608 - ours
-        chosen_at, kind, fitted, digest, _, previous, fleet, personal, *start = self._found(query)
-        return Kept(chosen_at, kind, bool(fitted), digest, HeldHead(*start), previous, fleet, personal)
+        patch = "(SELECT runs FROM patch WHERE id=kept.patch)"
+        query = f"SELECT {CHOICE}, {patch}, version, signed, body FROM kept JOIN head ON id=start"  # noqa: S608 - ours
+        chosen_at, kind, fitted, digest, _, previous, fleet, personal, _, runs, *start = self._found(query)
+        return Kept(chosen_at, kind, bool(fitted), digest, HeldHead(*start), previous, fleet, personal, runs)
 
     def put_kept(self, kept: Kept) -> None:
         """Remember the choice; the caller then switches the file."""
         with self._transaction() as db:
             put_choice(db, kept)
-            db.execute(UNUSED_HEADS)
+            drop_unused(db)
 
 
 def add_head(db: sqlite3.Connection, head: HeldHead) -> int:
@@ -339,8 +345,39 @@ def add_head(db: sqlite3.Connection, head: HeldHead) -> int:
 def put_choice(db: sqlite3.Connection, kept: Kept) -> None:
     """Replace the choice, within a transaction."""
     accuracies = (kept.previous, kept.fleet, kept.personal)
-    row = (kept.chosen_at, kept.kind, kept.fitted, kept.digest, add_head(db, kept.start), *accuracies)
-    db.execute(f"INSERT OR REPLACE INTO kept(only, {CHOICE}) VALUES(1,?,?,?,?,?,?,?,?)", row)
+    patch = None if kept.patch is None else _add_patch(db, kept.patch)
+    row = (kept.chosen_at, kept.kind, kept.fitted, kept.digest, add_head(db, kept.start), *accuracies, patch)
+    db.execute(f"INSERT OR REPLACE INTO kept(only, {CHOICE}) VALUES(1,?,?,?,?,?,?,?,?,?)", row)
+
+
+def drop_unused(db: sqlite3.Connection) -> None:
+    """Remove heads and patches that nothing names any more, within a transaction."""
+    for statement in UNUSED:
+        db.execute(statement)
+
+
+def _add_patch(db: sqlite3.Connection, runs: bytes) -> int | None:
+    found = db.execute("SELECT id FROM patch WHERE runs=?", (runs,)).fetchone()
+    return found[0] if found else db.execute("INSERT INTO patch(runs) VALUES(?)", (runs,)).lastrowid
+
+
+_RESIDUAL = "residual, steps, size"  # what _inflated takes
+
+
+def _add_residual(db: sqlite3.Connection, residual: bytes, steps: bytes) -> int | None:
+    """Deflated: of the two bytes a parameter the upper one says little beyond the sign."""
+    row = (zlib.compress(residual), steps, len(residual))
+    return db.execute("INSERT INTO residual(residual, steps, size) VALUES(?,?,?)", row).lastrowid
+
+
+def _inflated(residual: bytes, steps: bytes, size: int | None) -> tuple[bytes, bytes]:
+    """(residual, steps). size: None for one that was stored as it is. Raises: DataError."""
+    if size is None:
+        return residual, steps
+    try:
+        return zlib.decompressobj().decompress(residual, size) if size else b"", steps
+    except zlib.error as cause:
+        raise DataError(f"the device's state is damaged: a residual: {cause}", hint=HINT) from cause
 
 
 def put_fact(db: sqlite3.Connection, key: str, value: object) -> None:

@@ -20,12 +20,11 @@ import numpy as np
 
 from fl_tiny import statedir
 from fl_tiny.device import slots
+from fl_tiny.device.derived import difference
 from fl_tiny.device.job import BACKGROUND, FRAME_LIMIT, Chosen, Failed, Job, frame
-from fl_tiny.device.layout import NEXT
 from fl_tiny.device.store import DeviceStore, HeldHead
 from fl_tiny.device.training import Choice, Samples, choose, client_sums, client_update
 from fl_tiny.errors import DataError, FlTinyError
-from fl_tiny.files import write_atomic
 from fl_tiny.learn.loss import Task
 from fl_tiny.learn.requant import patch
 from fl_tiny.learn.tflite import read_model
@@ -55,10 +54,7 @@ def serve(directory: Path, job: Job, out: BinaryIO) -> None:
         else:
             _answer(out, client_update(samples, head, offer, store.residual(), np.random.default_rng()))
     if job.choose:
-        choice = choose(samples, head, store.kept(), job.epochs)
-        _answer(
-            out, Chosen(choice.kept, int(choice.fitted), _write(directory, data, samples, choice), *choice.accuracies)
-        )
+        _answer(out, _chosen(data, samples, choose(samples, head, store.kept(), job.epochs)))
 
 
 def read_samples(store: DeviceStore, data: bytes) -> Samples:
@@ -112,13 +108,13 @@ def main() -> None:
         _answer(out, Failed(str(fault).encode()[:512].decode("utf-8", "ignore")))
 
 
-def _write(directory: Path, data: bytes, samples: Samples, choice: Choice) -> bytes | None:
-    """Patch a chosen head into model/.next.tflite, on the disk when this returns; its SHA-256."""
+def _chosen(data: bytes, samples: Samples, choice: Choice) -> Chosen:
+    """A choice as the agent puts it in place. data: the file of the slot."""
     if choice.head is None:
-        return None
+        return Chosen(choice.kept, int(choice.fitted), None, *choice.accuracies)
     patched = patch(data, samples.spec, choice.head)
-    write_atomic(directory / statedir.MODEL / NEXT, patched)
-    return hashlib.sha256(patched).digest()
+    digest = hashlib.sha256(patched).digest()
+    return Chosen(choice.kept, int(choice.fitted), digest, *choice.accuracies, difference(data, patched))
 
 
 def _answer(out: BinaryIO, message: object) -> None:

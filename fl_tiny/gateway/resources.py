@@ -21,15 +21,17 @@ from fl_tiny.protocol import problem, signed, wire
 from fl_tiny.protocol.pairing import PAIR
 from fl_tiny.protocol.rekey import NEXT, Rekeyed, checked
 from fl_tiny.protocol.rounds import Answered, Submitting, raise_refusal
+from fl_tiny.protocol.submission import Submission
 from fl_tiny.protocol.wire import Code
 
 log = logging.getLogger(__name__)
 
 CBOR, COSE, OCTETS, LINKS, PROBLEM = 60, 18, 42, 40, 257  # content formats (docs/protocol.md, "Resources")
-BODY_BYTES = wire.MAX_CODES  # of a request that comes in blocks, from a device on another CoAP stack
+BODY_BYTES = Submission.LIMIT  # of a request that comes in blocks, from a device on another CoAP stack
 NOT_FOUND, NOT_ALLOWED, UNAUTHORISED = "4.04", "4.05", "4.01"
 DIRECTORY = '</d>;rt="fl.device";ct=60,</m>;rt="fl.head";ct=18;obs,</o>;rt="fl.offer";ct=60,</u>;rt="fl.update"'
 PEER = "peer:"
+WHOLE = ("u",)  # the path that takes an update in one piece, in blocks
 
 Answer = Response | Awaitable[Response]  # awaitable: it waits for the disk
 Resource = Callable[[Request, Device], Answer]
@@ -50,9 +52,9 @@ class Resources:
             ("GET", "d"): self._own,
             ("GET", "o"): self._offer,
             ("POST", "o"): self._answer,
-            ("PUT", "u"): self._chunk,
+            ("PUT", "u"): self._put,
             ("GET", "u"): self._held,
-            ("POST", "u"): self._finalise,
+            ("POST", "u"): self._post,
             ("POST", "k"): self._rekey,
         }
 
@@ -217,6 +219,7 @@ class Resources:
         match request.path:
             case ("u", sid, unit) if unit.isdecimal() and len(unit) <= 6:
                 self._may_submit(device)
+                self._gateway.attendance.is_at_work(device.did, time.monotonic())
                 check_room(self._store.folder)
                 self._gateway.uploads.put(device.did, sid, int(unit), request.payload)
                 return Response("2.04")
@@ -226,27 +229,53 @@ class Resources:
         sid, raw = _sid(request)
         return Response("2.05", wire.encode(self._gateway.uploads.held(device.did, sid, raw)), CBOR)
 
+    def _put(self, request: Request, device: Device) -> Answer:
+        return self._submit(request, device) if request.path == WHOLE else self._chunk(request, device)
+
+    def _post(self, request: Request, device: Device) -> Answer:
+        return self._submit(request, device) if request.path == WHOLE else self._finalise(request, device)
+
+    async def _submit(self, request: Request, device: Device) -> Response:
+        submission = wire.decode(Submission, request.payload, limit=Submission.LIMIT)
+        update, counted = self._update(submission.signed, device)
+        if counted:
+            return self._receipt(update, submission.signed, device, wire.Status.DUPLICATE)
+        if hashlib.sha256(submission.codes).digest() != update.digest:
+            raise RemoteError("the codes have another digest than the update says", code=Code.CONFLICT)
+        return await self._take(update, submission.signed, device, submission.codes)
+
     async def _finalise(self, request: Request, device: Device) -> Response:
         sid, raw = _sid(request)
-        update = wire.decode(wire.Update, signed.verify(request.payload, device.pk))
-        if update.did != device.did:
-            raise RemoteError("an update of another device", code=Code.SIGNATURE)
-        earlier = self._store.entry(update.rid, device.did)
-        if earlier is not None:
-            if earlier[0] != request.payload:
-                raise RemoteError("this device has delivered other bytes in this round", code=Code.CONFLICT)
+        update, counted = self._update(request.payload, device)
+        if counted:
             return self._receipt(update, request.payload, device, wire.Status.DUPLICATE)
-        self._may_submit(device, update.rid)
-        self._gate(update)
         codes = self._gateway.uploads.whole(device.did, update.digest, update.size)
         if codes is None:
             held = self._gateway.uploads.held(device.did, sid, raw, update.size)
             return Response("4.08", wire.encode(held), CBOR)
+        return await self._take(update, request.payload, device, codes)
+
+    def _update(self, message: bytes, device: Device) -> tuple[wire.Update, bool]:
+        """A signed update that may be delivered; whether it has been, by the same bytes. Raises: RemoteError."""
+        update = wire.decode(wire.Update, signed.verify(message, device.pk))
+        if update.did != device.did:
+            raise RemoteError("an update of another device", code=Code.SIGNATURE)
+        earlier = self._store.entry(update.rid, device.did)
+        if earlier is not None:
+            if earlier[0] != message:
+                raise RemoteError("this device has delivered other bytes in this round", code=Code.CONFLICT)
+            return update, True
+        self._may_submit(device, update.rid)
+        self._gate(update)
+        return update, False
+
+    async def _take(self, update: wire.Update, message: bytes, device: Device, codes: bytes) -> Response:
+        """The receipt, once the update is in the ledger."""
         self._gateway.gathering.check(codes, update)
         metrics = update.metrics
         entry = Entry(
             device.did,
-            request.payload,
+            message,
             update.samples,
             metrics.samples if metrics else None,
             metrics.loss if metrics else None,
@@ -255,7 +284,7 @@ class Resources:
             codes,
         )
         status = await self._commits.receive(update.rid, entry)
-        return self._receipt(update, request.payload, device, status)
+        return self._receipt(update, message, device, status)
 
     def _receipt(self, update: wire.Update, message: bytes, device: Device, status: wire.Status) -> Response:
         digest = hashlib.sha256(message).digest()

@@ -13,6 +13,7 @@ from typing import Any
 
 from fl_tiny.errors import DataError
 from fl_tiny.gateway import forget
+from fl_tiny.gateway.chunks import Chunks
 from fl_tiny.gateway.encodings import KNOWN, Encodings
 from fl_tiny.gateway.gather import (
     Changes,
@@ -27,11 +28,12 @@ from fl_tiny.gateway.gather import (
 )
 from fl_tiny.gateway.identity import Identities
 from fl_tiny.gateway.models import Models
-from fl_tiny.gateway.presence import Presence
+from fl_tiny.gateway.presence import Attendance
 from fl_tiny.gateway.promise import Promised
 from fl_tiny.gateway.store import HINT, Store
 from fl_tiny.gateway.tables import Device, Entry, OpenRound, Version
 from fl_tiny.gateway.uploads import Uploads
+from fl_tiny.net.waiting import happens
 from fl_tiny.protocol import wire
 from fl_tiny.protocol.rounds import (
     Abort,
@@ -48,20 +50,15 @@ from fl_tiny.protocol.rounds import (
     restored,
 )
 from fl_tiny.protocol.strategy import FedAvg, Strategy, encode_state
-from fl_tiny.statedir import boot_clock_s, boot_id
 
 log = logging.getLogger(__name__)
 
 Emit = Callable[[str, dict[str, Any]], None]
 
-ONLINE_S = 20.0  # beyond three idle heartbeats
 BEATS_PER_S = 200  # heartbeats that a gateway asks for, at most (guess)
 SETTLE_S = 2.0  # a round waits this long behind the last newcomer, so that a fleet that starts together is together
 SETTLE_LIMIT_S = 10.0
 GATHER_S = 30.0  # a run's first round waits so long for `clients` devices
-LOST_S = 15.0  # behind the heartbeat that was due: a stale session (8 s) and a handshake fit into it
-RETURN_S = 60.0  # what devices in a round get to find a gateway that was restarted
-OVERDUE_S = 3.0  # a heartbeat may come that late in a fleet that is all right
 RETRY_S = 10.0  # the least pause behind a round that came to nothing
 SAVE_EVERY_S = 5.0
 FETCH_WAIT_S = 30.0  # how long the last round's participants may take to fetch the head before the gateway ends
@@ -91,25 +88,21 @@ class Gateway:
         self.strategy = strategy or FedAvg()
         self.max_samples = max_samples
         self.emit: Emit = lambda event, facts: None
-        self.presence: dict[bytes, Presence] = {}
+        self.attendance = Attendance(store, settings.idle_poll_s, models.trains)
         self.head: Version = store.head()
         self.epoch = store.epoch
         self.able: dict[bytes, Sequence[int]] = {}  # encodings that each device which registered can send
         self._encodings = encodings or Encodings()
         self.promised = Promised(store)
-        self._online_s = 3 * settings.idle_poll_s + ONLINE_S
         self._exact = exact or ExactOptions()
         self._seed = seed
-        self._boot = boot_id()
-        self._dirty: set[bytes] = set()
-        self._due: dict[bytes, float] = {}  # when each device should speak next
         self._wake = asyncio.Event()
         self._next_open = 0.0
         self._opened_at = 0.0
         self._has_opened = False  # in this run of the gateway
         self._saved_at = time.monotonic()
         self.gathering: Gathering = self._gathers(self._next_kind())
-        self.uploads = Uploads(self.gathering.size, self.gathering.takes)
+        self.uploads = Uploads(Chunks(store))
         self.rounds = self._restore()
 
     # ---- what requests ask and change -------------------------------------------------------------------------
@@ -121,10 +114,7 @@ class Gateway:
 
     def registered(self, device: Device) -> wire.Next:
         """A device has come, perhaps anew after a crash."""
-        now = time.monotonic()
-        known = self.presence.get(device.did)
-        since = known.since if known and now - known.seen <= self._online_s and not known.silent else now
-        self.presence[device.did] = Presence(now, since, device.samples or 0, device.head or 0)
+        self.attendance.came(device, time.monotonic())
         if self.models.trains(device.did):
             self.handle(Came(device.did))
         return self.saw(device)
@@ -132,26 +122,22 @@ class Gateway:
     def heard(self, device: Device, beat: wire.Heartbeat) -> wire.Next:
         """A heartbeat has come."""
         if self.models.note(device.did, beat.model, beat.refusal) and self.models.trains(device.did):
-            self.presence.pop(device.did, None)  # as if it had just come: rounds settle for it
+            self.attendance.known.pop(device.did, None)  # as if it had just come: rounds settle for it
             self.handle(Came(device.did))
         told = self.saw(device, beat.samples, beat.head)
-        self.presence[device.did].lacks = beat.lacks or 0
+        self.attendance.known[device.did].lacks = beat.lacks or 0
         return told
 
     def saw(self, device: Device, samples: int | None = None, head: int | None = None) -> wire.Next:
         """A device has spoken: note it, and say what it should do next."""
         now = time.monotonic()
-        known = self.presence.setdefault(device.did, Presence(now, now, device.samples or 0, device.head or 0))
-        if now - known.seen > self._online_s or known.silent:
-            known.since, known.silent = now, False
-        known.seen = now
+        known = self.attendance.spoke(device, now)
         known.samples = known.samples if samples is None else samples
         known.head = known.head if head is None else head
-        self._dirty.add(device.did)
         self._wake.set()
         poll_s = self.rounds.poll_s(device.did, now, self._next_open - now)
-        poll_s = max(poll_s, len(self.presence) / BEATS_PER_S)
-        self._due[device.did] = now + poll_s
+        poll_s = max(poll_s, len(self.attendance.known) / BEATS_PER_S)
+        self.attendance.expect(device.did, now + poll_s)
         trains, wanted = self.models.trains(device.did), self.models.wanted(device.did)
         return wire.Next(
             round(poll_s * 1000),
@@ -204,11 +190,11 @@ class Gateway:
         """Devices may have been revoked, or put in quarantine: out with their sessions, and with their updates."""
         for did in self.identities.to_cut(time.monotonic()):
             self.cut(did)
-        revoked = self.identities.out & set(self.presence)
+        revoked = self.identities.out & set(self.attendance.known)
         if not revoked:
             return
         for did in revoked:
-            del self.presence[did]
+            del self.attendance.known[did]
             self.uploads.drop(did)
         if self.rounds.rid is not None:
             self.gathering = self._gathered(self.rounds.rid)
@@ -237,37 +223,26 @@ class Gateway:
         """Write what is only noted so far; called at the end."""
         self._saved_at = -SAVE_EVERY_S
         self._save(time.monotonic())
-
-    def online(self, now: float) -> frozenset[bytes]:
-        """Devices that hold the model, have spoken lately and did not let the last round wait."""
-        return frozenset(did for did in self._here(now) if not self.presence[did].silent and self.models.trains(did))
-
-    def _here(self, now: float) -> list[bytes]:
-        """Devices that have spoken lately, whatever model they hold."""
-        return [did for did, p in self.presence.items() if now - p.seen <= self._online_s]
+        self.uploads.save()
 
     async def _sleep(self, now: float) -> None:
         ends = [now + 1.0]  # commands beside us act within two seconds
         deadline = self.rounds.deadline()
         if deadline is not None:
             ends.append(deadline)
-        elif self.presence:
+        elif self.attendance.known:
             ends.append(max(self._next_open, now + 0.1))
         self._wake.clear()
-        try:
-            await asyncio.wait_for(self._wake.wait(), max(min(ends) - now, 0.01))
-        except asyncio.TimeoutError:
-            return
+        await happens(self._wake, max(min(ends) - now, 0.01))
 
     def _write_off(self, now: float) -> None:
         """Stop waiting for devices that joined the round and have missed their heartbeat by far."""
-        for did in self.rounds.waited_for():
-            if now > self._due.get(did, now) + LOST_S:
-                log.info("device lost device=%s", did.hex()[:8])
-                self.handle(Lost(did))
+        for did in self.attendance.lost(self.rounds.waited_for(), now):
+            log.info("device lost device=%s", did.hex()[:8])
+            self.handle(Lost(did))
 
     def _may_open(self, now: float) -> bool:
-        here = [self.presence[did] for did in self.online(now)]
+        here = [self.attendance.known[did] for did in self.attendance.online(now)]
         if not here or now < self._next_open:
             return False
         waited = now - min(p.since for p in here)
@@ -282,27 +257,25 @@ class Gateway:
         kind = self._next_kind()
         self.store.open_round(OpenRound(rid, number, self.head.number, self.settings.deadline_s, kind.value))
         self.gathering = self._gathers(kind)
-        self.uploads = Uploads(self.gathering.size, self.gathering.takes)
+        self.uploads.begin(rid, self.gathering.size, self.gathering.takes)
         self._opened_at = now
         self._has_opened = True
-        online = self.online(now)
+        online = self.attendance.online(now)
         self.rounds.handle(Opened(rid, number, online, self._active(), self.settings.deadline_s), now)
         self.emit("round", {"number": number, "state": "open"})
         log.info("round open number=%d kind=%s devices=%d", number, kind.value, len(online))
 
     def _active(self) -> int:
         """Devices a round may hope for: enrolled, and not known to be silent."""
-        silent = {did for did, p in self.presence.items() if p.silent}
-        trains = self.models.trains
-        return sum(d.state == "active" and d.did not in silent and trains(d.did) for d in self.store.devices())
+        silent, trains = self.attendance.is_silent, self.models.trains
+        return sum(d.state == "active" and not silent(d.did) and trains(d.did) for d in self.store.devices())
 
     def carry_out(self, actions: list[Action]) -> None:
         """Close the round when the machine said so."""
         for action in actions:
             if isinstance(action, (Publish, Abort)):
                 now = time.monotonic()
-                for did in action.silent & set(self.presence):
-                    self.presence[did].silent = True
+                self.attendance.silence(action.silent)
                 self._next_open = now + self.settings.interval_s
                 opened = self.store.opened()
                 assert opened is not None
@@ -366,7 +339,7 @@ class Gateway:
     def _roll_out(self) -> None:
         """A command beside us may have published a model: when the fleet carries it, begin anew with it."""
         self.models.refresh()
-        if not self.models.is_carried(self._here(time.monotonic())):
+        if not self.models.is_carried(self.attendance.here(time.monotonic())):
             return
         version = self.models.complete()
         self.__dict__.pop("_start", None)
@@ -383,7 +356,10 @@ class Gateway:
         faults = self.store.faults()
         if faults:
             raise DataError("the ledger is not sound: " + "; ".join(faults), hint=HINT)
-        return self._reopened()
+        rounds = self._reopened()
+        if rounds.rid is not None:
+            self.uploads.begin(rounds.rid, self.gathering.size, self.gathering.takes)
+        return rounds
 
     def rebuild(self) -> None:
         """A write has failed: the round and its sum anew, as the ledger has them."""
@@ -398,11 +374,10 @@ class Gateway:
         self._opened_at = now - max(0.0, self.settings.deadline_s - opened.left_s)
         answers = self.store.answers(opened.rid)
         joined = frozenset(did for did, said in answers if said == wire.Said.JOIN)
-        self._due = dict.fromkeys(joined, now + RETURN_S - LOST_S)
+        self.attendance.expect_back(joined, now)
         event = Opened(opened.rid, opened.number, joined, self._active(), left_s)
         rounds = restored(self.settings, event, answers, now)
         self.gathering = self._gathered(opened.rid, Kind(opened.kind))
-        self.uploads = Uploads(self.gathering.size, self.gathering.takes)
         for entry in self.store.accepted(opened.rid):
             rounds._delivered(Delivered(entry.did), now)
         log.info("round resumed number=%d updates=%d", opened.number, self.gathering.updates)
@@ -423,11 +398,7 @@ class Gateway:
         self._saved_at = now
         if self.rounds.rid is not None:
             self.store.save_left(self.rounds.rid, self.rounds.left_s(now))
-        if self._dirty:
-            shift = boot_clock_s() - now
-            known = [(did, self.presence[did]) for did in self._dirty if did in self.presence]
-            self.store.note_presence([p.row(did, shift, self._boot) for did, p in known])
-            self._dirty.clear()
+        self.attendance.save(now)
 
     async def _wait_for_fetches(self, total: int) -> None:
         """Give who took part in the last round, and who is here besides, the time to fetch its head."""
@@ -435,8 +406,6 @@ class Gateway:
         heads = {d.did: d.head or 0 for d in self.store.devices()}
         took_part = {d.did for d in self.store.devices() if d.last_round == self.head.number and d.state == "active"}
         while (now := time.monotonic()) < end:
-            here = {did for did in self.presence if now <= self._due.get(did, 0.0) + OVERDUE_S}
-            heads.update({did: p.head for did, p in self.presence.items()})
-            if all(heads.get(did, 0) >= total for did in took_part | here):
+            if not self.attendance.lack(total, took_part, heads, now):
                 return
             await asyncio.sleep(0.1)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from fl_tiny.protocol.wire import Status
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 SCHEMA = """
 CREATE TABLE meta(key TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE device(did BLOB PRIMARY KEY, pk BLOB UNIQUE NOT NULL, psk BLOB NOT NULL, state TEXT NOT NULL, name TEXT,
@@ -35,6 +35,8 @@ CREATE TABLE holds(did BLOB PRIMARY KEY, model INT NOT NULL, refused INT, code I
 CREATE TABLE boot(did BLOB PRIMARY KEY, boots INT NOT NULL, boot BLOB NOT NULL, before BLOB, why TEXT) STRICT;
 CREATE TABLE rekey(did BLOB PRIMARY KEY, gen INT NOT NULL, pk BLOB, psk BLOB) STRICT;
 CREATE TABLE wrong(token BLOB PRIMARY KEY, tries INT NOT NULL) STRICT;
+CREATE TABLE chunk(did BLOB NOT NULL, sid TEXT NOT NULL, at INT NOT NULL, rid BLOB NOT NULL, body BLOB NOT NULL,
+  PRIMARY KEY(did, at)) STRICT;
 """
 MIGRATIONS = {  # from this version to the next
     1: """
@@ -51,6 +53,10 @@ CREATE TABLE holds(did BLOB PRIMARY KEY, model INT NOT NULL, refused INT, code I
 CREATE TABLE boot(did BLOB PRIMARY KEY, boots INT NOT NULL, boot BLOB NOT NULL, before BLOB, why TEXT) STRICT;
 CREATE TABLE rekey(did BLOB PRIMARY KEY, gen INT NOT NULL, pk BLOB, psk BLOB) STRICT;
 CREATE TABLE wrong(token BLOB PRIMARY KEY, tries INT NOT NULL) STRICT;
+""",
+    3: """
+CREATE TABLE chunk(did BLOB NOT NULL, sid TEXT NOT NULL, at INT NOT NULL, rid BLOB NOT NULL, body BLOB NOT NULL,
+  PRIMARY KEY(did, at)) STRICT;
 """,
 }
 

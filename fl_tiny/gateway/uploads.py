@@ -6,38 +6,58 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 
-from fl_tiny.errors import RemoteError
+from fl_tiny.errors import EnvironmentFault, RemoteError
+from fl_tiny.gateway.chunks import Chunks
 from fl_tiny.protocol.wire import UNIT, Code, Held, name_of
+
+LIMIT_BYTES = 64 << 20  # of all uploads
 
 
 class Uploads:
-    """Chunks by device, in memory: what a restart loses, the bitmap asks for again.
+    """Chunks by device: put together in memory, kept on the disk behind it."""
 
-    size: the most that an upload may have.   takes: may it have so many? None: exactly ``size``.
-    """
-
-    def __init__(self, size: int, takes: Callable[[int], bool] | None = None) -> None:
-        self._size, self._takes = size, takes or (lambda whole: whole == size)
+    def __init__(self, chunks: Chunks) -> None:
+        self._chunks = chunks
+        self._size = 0
+        self._takes: Callable[[int], bool] = lambda whole: whole == self._size
         self._by_device: dict[bytes, _Upload] = {}
+
+    def begin(self, rid: bytes, size: int, takes: Callable[[int], bool] | None = None) -> None:
+        """A round is open, new or from before a restart.
+
+        size: the most that an upload of it may have.   takes: may it have so many? None: exactly ``size``.
+        """
+        self._size, self._takes = size, takes or (lambda whole: whole == size)
+        self._by_device.clear()
+        for did, sid, at, body in self._chunks.begin(rid):
+            if at + len(body) <= size:
+                upload = self._by_device.setdefault(did, _Upload(sid, size))
+                upload.put(at // UNIT, body)
 
     def put(self, did: bytes, sid: str, unit: int, body: bytes) -> None:
         """Take a chunk that starts at unit ``unit``. Another sid starts the device's upload anew.
 
         Raises: RemoteError: QUOTA beyond the size, SHAPE when a chunk is not whole units, CONFLICT when other bytes
-        came for the same place.
+        came for the same place. EnvironmentFault, when the disk or the memory for uploads is full.
         """
         at = unit * UNIT
         if not body or at + len(body) > self._size:
             raise RemoteError(f"a chunk of {len(body)} B at {at} of {self._size} B", code=Code.QUOTA)
         if len(body) % UNIT and not self._takes(at + len(body)):
             raise RemoteError(f"a chunk of {len(body)} B is not whole units of {UNIT} B", code=Code.SHAPE)
+        self._chunks.make_room()
         upload = self._by_device.get(did)
         if upload is None or upload.sid != sid:
-            upload = self._by_device[did] = _Upload(sid, self._size)
-        upload.put(unit, body)
+            upload = self._anew(did, sid)
+        if upload.put(unit, body):
+            self._chunks.add(did, sid, at, body)
 
     def held(self, did: bytes, sid: str, raw_sid: bytes, size: int | None = None) -> Held:
-        """What has come of the upload ``sid``. size: of the upload, None when its update has not said."""
+        """What has come of the upload ``sid`` and is on the disk. Raises: EnvironmentFault.
+
+        size: of the upload, None when its update has not said.
+        """
+        self._chunks.flush()
         upload = self._by_device.get(did)
         bitmap = bytes(upload.bitmap) if upload is not None and upload.sid == sid else b""
         whole = self._size if size is None else size
@@ -59,11 +79,24 @@ class Uploads:
 
     def drop(self, did: bytes) -> None:
         """Forget a device's upload."""
-        self._by_device.pop(did, None)
+        if self._by_device.pop(did, None) is not None:
+            self._chunks.drop(did)
 
     def clear(self) -> None:
         """Forget all uploads: the round is closed."""
         self._by_device.clear()
+        self._chunks.clear()
+
+    def save(self) -> None:
+        """All that came is on the disk when this returns. Raises: EnvironmentFault."""
+        self._chunks.flush()
+
+    def _anew(self, did: bytes, sid: str) -> _Upload:
+        self.drop(did)
+        if (len(self._by_device) + 1) * self._size > LIMIT_BYTES:
+            raise EnvironmentFault(f"uploads of {LIMIT_BYTES >> 20} MiB are on their way already")
+        upload = self._by_device[did] = _Upload(sid, self._size)
+        return upload
 
 
 class _Upload:
@@ -72,7 +105,8 @@ class _Upload:
         self.body = bytearray(size)
         self.bitmap = bytearray(-(-size // UNIT // 8))
 
-    def put(self, unit: int, body: bytes) -> None:
+    def put(self, unit: int, body: bytes) -> bool:
+        """Whether it brought anything new. Raises: RemoteError."""
         at = unit * UNIT
         units = range(unit, unit + -(-len(body) // UNIT))
         for u in units:
@@ -80,8 +114,10 @@ class _Upload:
             if self.bitmap[u // 8] >> u % 8 & 1 and self.body[u * UNIT : u * UNIT + len(piece)] != piece:
                 raise RemoteError("other bytes came for the same chunk", code=Code.CONFLICT)
         self.body[at : at + len(body)] = body
+        before = bytes(self.bitmap)
         for u in units:
             self.bitmap[u // 8] |= 1 << u % 8
+        return self.bitmap != before
 
     def is_complete(self, size: int) -> bool:
         return all(self.bitmap[u // 8] >> u % 8 & 1 for u in range(-(-size // UNIT)))

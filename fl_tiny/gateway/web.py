@@ -69,7 +69,7 @@ class View:
             if now >= self._good_until:
                 rounds = self._gateway.rounds
                 left_s = None if rounds.rid is None else round(max(0.0, rounds.left_s(now)), 1)
-                online = {did.hex() for did in self._gateway.online(now)}
+                online = {did.hex() for did in self._gateway.attendance.online(now)}
                 traffic = asdict(self._server.counters)
                 self._json = await asyncio.to_thread(self._read, left_s, online, traffic)
                 took_s = time.monotonic() - now

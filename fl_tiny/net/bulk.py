@@ -4,22 +4,90 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable
 from typing import Any
 
+from fl_tiny.errors import EnvironmentFault, RemoteError
+from fl_tiny.net.messages import Response
 from fl_tiny.net.transport import CoapError
-from fl_tiny.net.window import Piece, Window
+from fl_tiny.net.window import UNIT, Piece, Window
+
+BUSY_S = 120.0  # how long 5.03 is borne, when nothing else is said
+MAX_AGE_S = 60  # of an answer that does not say it, RFC 7252 section 5.10.5
+LEAST_WAIT_S = 0.5
 
 Asked = tuple["asyncio.Future[Any]", Callable[[], None]]  # the answer to come, and a call that gives up waiting
 
 
+class Changed(Exception):
+    """Blocks of two states of a resource came."""
+
+
+class Incoming:
+    """A body that comes in blocks, in any order; what has come is kept until all of it has."""
+
+    def __init__(self, path: tuple[str, ...], size: int) -> None:
+        self.path, self.size = path, size
+        self.data = bytearray(size)
+        self._etag: bytes | None = None
+        self._held = bytearray(-(-size // UNIT // 8) + 1)
+
+    @property
+    def held(self) -> bytes:
+        """A bit for each unit that has come, as ``Window`` takes it."""
+        return bytes(self._held)
+
+    def took(self, piece: Piece, answer: Response) -> None:
+        """The answer to the request for a piece. Raises: RemoteError, when it is no such block; Changed."""
+        name = f"GET /{'/'.join(self.path)}"
+        if answer.code != "2.05":
+            raise RemoteError(f"{name} was answered {answer.code}", "is the gateway of the same version?")
+        block = answer.block2 or (0, False, piece.size)
+        if self._etag is not None and answer.etag != self._etag:
+            raise Changed
+        more = piece.at + piece.length < self.size
+        if block != (piece.at // piece.size, more, piece.size) or len(answer.payload) != piece.length:
+            raise RemoteError(f"{name}: no block of {piece.length} B at {piece.at} of {self.size} B")
+        self._etag = answer.etag
+        self.data[piece.at : piece.at + piece.length] = answer.payload
+        for unit in piece.units:
+            self._held[unit // 8] |= 1 << unit % 8
+
+
+Bodies = dict[tuple[tuple[str, ...], int], Incoming]  # by path and size
+
+
+def unless_busy(took: Callable[[Piece, Response], None]) -> Callable[[Piece, Response], float]:
+    """``took``, but not for answers that ask for patience (5.03): what it returns is the seconds to wait for those.
+
+    Raises: EnvironmentFault, when nothing else came for BUSY_S; what ``took`` raises.
+    """
+    since: float | None = None
+
+    def told(piece: Piece, answer: Response) -> float:
+        nonlocal since
+        if answer.code != "5.03":
+            since = None
+            took(piece, answer)
+            return 0.0
+        now = asyncio.get_running_loop().time()
+        since = now if since is None else since
+        if now >= since + BUSY_S:
+            raise EnvironmentFault(f"the gateway has been busy for {BUSY_S:.0f} s (5.03)", "what does its log say?")
+        wait_s = MAX_AGE_S if answer.max_age is None else answer.max_age
+        return min(max(wait_s, LEAST_WAIT_S) * random.uniform(1.0, 1.5), BUSY_S)  # noqa: S311 - not all at once
+
+    return told
+
+
 async def carry(
-    window: Window, ask: Callable[[Piece], Asked | None], took: Callable[[Piece, Any], None], patience_s: float
+    window: Window, ask: Callable[[Piece], Asked | None], took: Callable[[Piece, Any], float], patience_s: float
 ) -> bool:
     """Whether the whole body went over before the session ended, or said nothing for ``patience_s``.
 
     ``ask`` sends a piece, None when the session takes no more; ``took`` is told each answer, and may raise, which ends
-    it. What has arrived the window knows: it may go on over another session.
+    it, or return how long the piece has to wait. What has arrived the window knows: it may go on over another session.
     """
     loop = asyncio.get_running_loop()
     waiting: dict[asyncio.Future[Any], tuple[Piece, Callable[[], None]]] = {}
@@ -35,15 +103,19 @@ async def carry(
                 waiting[asked[0]] = (piece, asked[1])
             end = min(window.wake(now), heard + patience_s)
             if not waiting:  # paced, and all that was sent is answered
-                await asyncio.sleep(max(0.0, end - now))
+                await asyncio.sleep(max(0.0, window.wake(now) - now))
+                heard = loop.time()
                 continue
             await asyncio.wait(waiting, timeout=max(0.0, end - now), return_when=asyncio.FIRST_COMPLETED)
             now = loop.time()
             for answer in [a for a in waiting if a.done()]:  # in the order of sending
                 piece, _ = waiting.pop(answer)
-                took(piece, answer.result())
-                window.answered(piece.number, now)
-                heard = now
+                wait_s = took(piece, answer.result())
+                if wait_s:
+                    window.put_off(piece.number, now, wait_s)
+                else:
+                    window.answered(piece.number, now)
+                heard = max(heard, now + wait_s)
             if now >= heard + patience_s:
                 return False
         return True

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from fl_tiny.net.bulk import Bodies
 from fl_tiny.net.client import Client
 from fl_tiny.net.dtls import PskLookup
 from fl_tiny.net.endpoint import Counters
@@ -10,4 +11,4 @@ from fl_tiny.net.messages import Handler, Request, Response
 from fl_tiny.net.server import Server
 from fl_tiny.net.sessions import Limits
 
-__all__ = ["Client", "Counters", "Handler", "Limits", "PskLookup", "Request", "Response", "Server"]
+__all__ = ["Bodies", "Client", "Counters", "Handler", "Limits", "PskLookup", "Request", "Response", "Server"]

@@ -174,7 +174,6 @@ class Server:
     def closed(self, who: Association, why: str) -> None:
         """Called by the endpoint: an authenticated session has ended."""
         remote = self._remotes.pop(who)
-        self._bodies.drop(remote)
         # One step later: aiocoap ends what it serves for this peer, also what came with the close and has not begun.
         asyncio.get_running_loop().call_soon(self._interface.gone, remote, why)
 
@@ -198,12 +197,14 @@ class Server:
         request = to_request(received, remote.session)
         if block1 is not None and (block1[0] or block1[1]):  # a part
             limit, now = self._body_bytes(request.identity), asyncio.get_running_loop().time()
-            whole = self._bodies.take(remote, (request.method, *request.path), block1, request.payload, limit, now)
+            target = (request.method, *request.path)
+            whole = self._bodies.take(request.identity, target, block1, request.payload, limit, now)
             if isinstance(whole, str):
                 wait_s = BUSY_S if whole == "5.03" else None
                 return from_response(Response(whole, max_age=wait_s, block1=block1), self._timing)
             request = replace(request, payload=whole)
-        response = replace(await self._handled(request), block1=block1)
+        last = None if block1 is None else (block1[0], False, block1[2])  # "more" would say that another answer comes
+        response = replace(await self._handled(request), block1=last)
         made = from_response(cut(response, request.block2), self._timing)
         if received.opt.observe == 0 and response.watched and remote.open and remote not in self._watched:
             self._watched[remote] = _Watch(response)

@@ -145,6 +145,17 @@ class Window:
         if self._clean >= self._most:
             self._most, self._clean = min(MOST, self._most + 1), 0
 
+    def put_off(self, number: int, now: float, wait_s: float) -> None:
+        """The request was answered by a word that it may come again in ``wait_s``; until then nothing is sent."""
+        piece = self._away.pop(number, None)
+        if piece is not None:
+            self._mark(piece, _AWAY, _LACKING)
+        elif self._late.pop(number, None) is None:
+            return
+        self._heard, self._strikes = now, 0
+        self._most, self._clean = LEAST, 0
+        self._next_at = max(self._next_at, now + wait_s)
+
     def tick(self, now: float) -> None:
         """Give up requests whose time is over."""
         for piece in [p for p in self._away.values() if now >= p.deadline]:

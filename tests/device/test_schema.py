@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fl_tiny.device.schema import MIGRATIONS
 from fl_tiny.device.store import DeviceStore, HeldHead, Journal, Kept, Sample
 from fl_tiny.errors import DataError
 
@@ -57,11 +58,13 @@ FILES = {
 }
 
 
-@pytest.fixture(params=FILES, ids="version {}".format)
+@pytest.fixture(params=[*FILES, 4], ids="version {}".format)
 def version(request: pytest.FixtureRequest, tmp_path: Path) -> int:
     found: int = request.param
+    base = min(found, max(FILES))
     with closing(sqlite3.connect(tmp_path / "state.db")) as db:
-        db.executescript(f"{FILES[found]} PRAGMA user_version={found};")
+        db.executescript(FILES[base] + "".join(MIGRATIONS[n] for n in range(base, found)))
+        db.execute(f"PRAGMA user_version={found}")
     return found
 
 
@@ -76,14 +79,14 @@ def test_an_older_file_is_read_with_all_that_is_in_it(version: int, tmp_path: Pa
             assert store.kept() == Kept(5, "personal", True, b"\xdd", start, 0.5, 0.25, 0.75)
             assert store.journal() == Journal(6, b"\x66", b"\x01\x02", b"\x0a\x0b", b"\x0c")
             assert store.residual() == (b"\x0d\x0e", b"\x0f")
-            if version == 3:
+            if version >= 3:
                 held = store.row("SELECT version, signed, body FROM head JOIN slot ON head.id=slot.head")
                 begun = store.row("SELECT version, signed, body FROM head JOIN slot ON head.id=slot.start")
                 assert (HeldHead(*held), HeldHead(*begun)) == (HeldHead(9, b"\x09", b"\x09\x09"), start)
                 rest = "SELECT name, manifest, model_pk, features, chosen_at, kind, fitted, digest, previous, personal"
                 assert store.row(f"{rest} FROM slot")[:4] == ("a", b"\xaa", b"\xbb", b"\xcc")
                 assert store.row(f"{rest} FROM slot")[4:] == (8, "global", 0, b"\xee", None, 0.125)
-            assert store.row("SELECT count(*) FROM head") == ((3,) if version == 3 else (2,)), "each once"
+            assert store.row("SELECT count(*) FROM head") == ((3,) if version >= 3 else (2,)), "each once"
 
 
 def test_an_older_file_goes_on_with_its_round(version: int, tmp_path: Path) -> None:
@@ -144,7 +147,8 @@ def test_whatever_the_order_each_thing_is_what_was_put_last_and_is_there_once(
                 head, carried = heads[n], None if anew else carried
                 store.put_head(head, anew=anew)
             case "kept", int(n):
-                kept = Kept(n, "global", False, b"e", heads[n])
+                runs = bytes([n]) * 2000 if n else None
+                kept = Kept(n, "global", False, b"e", heads[n], patch=runs)
                 store.put_kept(kept)
             case ("forget",):
                 store.add_samples([Sample(b"f", 1)], 9)
@@ -155,5 +159,6 @@ def test_whatever_the_order_each_thing_is_what_was_put_last_and_is_there_once(
                 store = DeviceStore.open(path)
         assert (store.head(), store.kept(), store.journal(), store.residual()) == (head, kept, owed, carried)
         assert store.row("SELECT count(*) FROM head") == (len({head.version, kept.start.version}),)
+        assert store.row("SELECT count(*) FROM patch") == (int(kept.patch is not None),)
         assert store.row("SELECT count(*) FROM residual") == ((owed is not None) + (carried is not None),)
     store.close()

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from fl_tiny import statedir
-from fl_tiny.device import slots
+from fl_tiny.device import derived, slots
 from fl_tiny.device.job import Job, Tried
-from fl_tiny.device.layout import BASE, CANARY, CURRENT, OLD, SLOTS
+from fl_tiny.device.layout import BASE, CANARY, CURRENT, SLOTS
 from fl_tiny.device.slots import Boot
 from fl_tiny.device.store import DeviceStore, HeldHead, Kept, Sample
 from fl_tiny.device.trial import try_model
@@ -138,12 +138,11 @@ def test_three_starts_without_an_inference_bring_the_old_model_back(board: Board
 def test_a_confirmed_model_stays_and_its_counter_is_the_floor(board: Board) -> None:
     with closing(board.store()) as store:
         slots.switch(board.directory, store, *board.receive(NEW_MODEL), same_features=False)
-        slots.confirm(board.directory, store)
+        slots.confirm(store)
     for _ in range(5):
         with closing(board.store()) as store:
             assert slots.boot(board.directory, store) is Boot.KEEP
             assert board.current() == 2 and slots.floor(store) == 2
-            assert not (board.folder / OLD).exists()
 
 
 # ---- cuts -----------------------------------------------------------------------------------------------------
@@ -172,7 +171,7 @@ def cut_at(monkeypatch: pytest.MonkeyPatch, step: int) -> Callable[[], int]:
         return call
 
     for behind in (False, True):
-        monkeypatch.setattr(slots, "write_atomic", counted(slots.write_atomic, behind=behind))
+        monkeypatch.setattr(derived, "write_atomic", counted(derived.write_atomic, behind=behind))
         monkeypatch.setattr(Path, "replace", counted(Path.replace, behind=behind))
         monkeypatch.setattr(Path, "unlink", counted(Path.unlink, behind=behind))
         monkeypatch.setattr(DeviceStore, "write", counted(DeviceStore.write, behind=False))
@@ -198,7 +197,7 @@ def change(board: Board, what: str) -> None:
         if what == "switch":
             slots.switch(board.directory, store, *board.receive(NEW_MODEL), same_features=False)
         elif what == "confirm":
-            slots.confirm(board.directory, store)
+            slots.confirm(store)
         else:
             slots.fall_back(board.directory, store, "a trial failed", Code.CANARY)
 
@@ -225,8 +224,9 @@ def test_a_cut_at_any_change_leaves_one_model_with_all_that_goes_with_it(tmp_pat
     assert seen <= {1, 2}
 
 
-def test_without_the_old_file_kept_a_cut_loses_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The negative control: the check above sees it when a fall-back has no file to go back to."""
+@pytest.mark.parametrize("patched", [True, False], ids=["with its patch", "without"])
+def test_a_fall_back_brings_the_head_of_this_board_back(tmp_path: Path, patched: bool) -> None:
+    """Without the patch that was stored, the negative control, there is nothing to make it of."""
     board = Board(tmp_path / "dev")
     mine = patch(
         OLD_MODEL.read_bytes(), spec := head_spec(read_model(OLD_MODEL.read_bytes()), 2),
@@ -234,13 +234,13 @@ def test_without_the_old_file_kept_a_cut_loses_the_model(tmp_path: Path, monkeyp
     )  # fmt: skip
     (board.folder / CURRENT).write_bytes(mine)  # a head of this board's own
     with closing(board.store()) as store:
-        store.put_kept(replace(store.kept(), digest=hashlib.sha256(mine).digest(), fitted=True))
-    keeping = slots.write_atomic
-    monkeypatch.setattr(slots, "write_atomic", lambda p, data: None if p.name == OLD else keeping(p, data))
+        runs = derived.difference(OLD_MODEL.read_bytes(), mine) if patched else None
+        store.put_kept(replace(store.kept(), digest=hashlib.sha256(mine).digest(), fitted=True, patch=runs))
     change(board, "switch")
     change(board, "fall back")
     with closing(board.store()) as store:
-        assert not slots.put_right(board.directory, store)
+        assert slots.put_right(board.directory, store) is patched
+    assert ((board.folder / CURRENT).read_bytes() == mine) is patched
 
 
 # ---- damage ---------------------------------------------------------------------------------------------------
@@ -249,7 +249,7 @@ def test_without_the_old_file_kept_a_cut_loses_the_model(tmp_path: Path, monkeyp
 def test_a_flipped_bit_in_a_slot_is_seen_and_the_other_slot_used(board: Board) -> None:
     with closing(board.store()) as store:
         slots.switch(board.directory, store, *board.receive(NEW_MODEL), same_features=False)
-        slots.confirm(board.directory, store)
+        slots.confirm(store)
     path, rng = board.folder / SLOTS["b"], random.Random(1)
     good = path.read_bytes()
     for _ in range(30):
@@ -393,7 +393,7 @@ def test_samples_of_another_backbone_wait_until_it_comes_back(board: Board) -> N
     with closing(board.store()) as store:
         store.add_samples([Sample(bytes(224), 1)] * 7, 10)
         slots.switch(board.directory, store, *board.receive(NEW_MODEL), same_features=False)
-        slots.confirm(board.directory, store)
+        slots.confirm(store)
         assert store.sample_count()[0] == 0
         store.add_samples([Sample(bytes(64), 9)] * 5, 10)
         assert store.sample_count()[0] == 5 and store.row("SELECT count(*) FROM sample")[0] == 10, "old ones give way"

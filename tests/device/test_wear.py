@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import os
+import random
+import struct
 from pathlib import Path
 
 from fl_tiny.device.store import DeviceStore, HeldHead, Journal, Kept
@@ -27,10 +29,11 @@ def test_a_day_of_rounds_wears_the_flash_little(tmp_path: Path) -> None:
     store._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     before = written()
     for number in range(1, 25):
-        residual, steps, newer = os.urandom(2 * CODES), os.urandom(16), head(number)
+        left = (random.Random(number).randrange(-128, 129) for _ in range(CODES))  # what rounding to a step leaves
+        residual, steps, newer = struct.pack(f"<{CODES}h", *left), os.urandom(16), head(number)
         store.put_journal(Journal(number, os.urandom(220), os.urandom(CODES), residual, steps))
         store.settle(residual, steps, counted=True)
         store.put_head(newer)
-        store.put_kept(Kept(number, "personal", True, bytes(32), newer))
+        store.put_kept(Kept(number, "personal", True, bytes(32), newer, patch=os.urandom(CODES)))
     store.close()
     assert written() - before <= 2_000_000

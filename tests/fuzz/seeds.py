@@ -51,7 +51,11 @@ def _derived(name: str) -> list[bytes]:
         case "manifest":
             found = [data for key, data in encoded.items() if vectors[key]["kind"] == "manifest"]
         case "submission":
-            found = [bytes([1]) + BOUND, bytes([2]) + bytes(650), *(bytes([0, m]) + b"d\n" for m in range(7))]
+            found = [
+                bytes([1]) + BOUND,
+                *(bytes([op]) + bytes(650) for op in (2, 77, 197)),
+                *(bytes([0, m]) + b"d\n" for m in range(7)),
+            ]
             found += [bytes([op]) + encoded[key] for op, key in ((3, "rekey"), (4, "enrol-full"))]
             found += [bytes([0, 1]) + path + b"\n" + data for path, key in _POSTED for data in (encoded[key],)]
         case "tflite":

@@ -28,6 +28,16 @@ CREATE TABLE strategy(name TEXT PRIMARY KEY, numbers BLOB NOT NULL) STRICT;
 INSERT INTO device VALUES(x'aa', x'bb', x'cc', 'active', 'kitchen', 5, 0, 0, 1.0, 'boot');
 PRAGMA user_version=2;
 """
+V3 = f"""{V2}
+ALTER TABLE device ADD COLUMN lacks INT;
+CREATE TABLE model(counter INTEGER PRIMARY KEY, pk BLOB NOT NULL, signed BLOB NOT NULL, canary BLOB,
+  share REAL NOT NULL, first INT REFERENCES version(number)) STRICT;
+CREATE TABLE holds(did BLOB PRIMARY KEY, model INT NOT NULL, refused INT, code INT, why TEXT) STRICT;
+CREATE TABLE boot(did BLOB PRIMARY KEY, boots INT NOT NULL, boot BLOB NOT NULL, before BLOB, why TEXT) STRICT;
+CREATE TABLE rekey(did BLOB PRIMARY KEY, gen INT NOT NULL, pk BLOB, psk BLOB) STRICT;
+CREATE TABLE wrong(token BLOB PRIMARY KEY, tries INT NOT NULL) STRICT;
+PRAGMA user_version=3;
+"""
 
 
 def made(path: Path, script: str) -> Path:
@@ -42,8 +52,10 @@ def dump(path: Path) -> list[str]:
         return [*db.iterdump(), str(db.execute("PRAGMA user_version").fetchone())]
 
 
-def test_a_file_of_version_2_is_read(tmp_path: Path) -> None:
-    opened = Store.open(made(tmp_path / "state.db", V2))
+@pytest.mark.parametrize("script", [V2, V3], ids=["2", "3"])
+def test_a_file_of_an_older_version_is_read(tmp_path: Path, script: str) -> None:
+    opened = Store.open(made(tmp_path / "state.db", script))
+    assert opened.rows("SELECT did, sid, at, rid, body FROM chunk") == []
     assert [(d.did, d.name, d.state) for d in opened.devices()] == [(b"\xaa", "kitchen", "active")]
     assert opened.rounds()[0]["state"] == "aborted" and opened.head().number == 0 and opened.epoch is None
     with closing(sqlite3.connect(tmp_path / "state.db")) as db:

@@ -3,15 +3,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import shutil
+import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import cbor2
 import pytest
 from e2e.fleet import Fleet, cli
+
+from fl_tiny.protocol import signed, wire
+from fl_tiny.protocol.submission import Submission
+from tests.e2e.test_resume import linked, offered
+from tests.link.light import PARAMETERS, WIDE, Harness, free_port, work
 
 CLIENTS = ("coap-client-openssl", "coap-client-gnutls")
 
@@ -74,3 +83,37 @@ def test_a_watching_peer_gets_the_head_that_a_round_publishes(tmp_path: Path) ->
         assert out.count(b"\xd2\x84\x43\xa1\x01\x32") == 2, out
     finally:
         fleet.end()
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_plain_client_delivers_an_update_by_block1(tmp_path: Path, client: str) -> None:
+    if shutil.which(client) is None:
+        pytest.skip(f"{client} is not installed: Debian's libcoap3-bin has it")
+    harness, port = Harness(tmp_path, 1, model=WIDE), free_port()
+    device = harness.devices[0]
+    device.psk = b"a key that coap-client can write"
+    with closing(sqlite3.connect(harness.directory / "state.db")) as db:
+        db.execute("UPDATE device SET psk=?", (device.psk,))
+        db.commit()
+    codes, samples = work(0, 1, PARAMETERS[WIDE])
+
+    async def test() -> list[int]:
+        gateway = await harness.gateway(port)
+        link = await linked(harness, port)
+        offer = await offered(link, device.did)
+        digest = hashlib.sha256(codes).digest()
+        update = wire.Update(offer.rid, device.did, offer.base, samples, digest, len(codes))
+        message = signed.sign(wire.encode(update), device.seed)
+        (tmp_path / "submission").write_bytes(wire.encode(Submission(message, codes)))
+        found = []
+        for _ in range(2):
+            words = [client, "-m", "post", "-u", device.did.hex(), "-k", device.psk.decode(), "-B", "10", "-b", "1024"]
+            words += ["-f", str(tmp_path / "submission"), "-o", "-", f"coaps://127.0.0.1:{port}/u"]
+            process = await asyncio.create_subprocess_exec(*words, stdout=asyncio.subprocess.PIPE)
+            found.append(wire.decode(wire.Receipt, (await process.communicate())[0]).status)
+        await link.close()
+        gateway.terminate()
+        await gateway.wait()
+        return found
+
+    assert asyncio.run(asyncio.wait_for(test(), 60)) == [wire.Status.ACCEPTED, wire.Status.DUPLICATE]

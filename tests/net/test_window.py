@@ -124,3 +124,17 @@ def test_a_late_answer_counts() -> None:
     assert window.send(0.6) is not None
     window.answered(piece.number, 0.7)
     assert window.done
+
+
+def test_a_piece_that_is_put_off_comes_again_then_and_counts_as_no_loss() -> None:
+    way = Way(0.5)
+    window = Window(way, 8 * LARGEST)
+    first = window.send(0.0)
+    assert first is not None
+    window.put_off(first.number, 0.1, 5.0)
+    assert window.send(5.0) is None and window.left == 64
+    network = Network(1)
+    network.now = window.wake(4.0)
+    assert network.now == 5.1
+    network.carry(window)
+    assert {piece.at for piece in network.pieces} == {LARGEST * n for n in range(8)} and way.size == LARGEST

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from fl_tiny.protocol import rekey, wire
+from fl_tiny.protocol import rekey, submission, wire
 from fl_tiny.protocol.preprocess import Audio, Images, Series
 
 DID, RID, SID, H, PK = b"d" * 16, b"r" * 8, b"s" * 8, b"h" * 32, b"p" * 32
@@ -26,6 +26,7 @@ MESSAGES = {
     "own-peer": wire.Own("peer", 3),
     "own-device": wire.Own("active", 3, DID),
     "own-quarantined": wire.Own("quarantined", 3, DID, "two copies of it are in use"),
+    "submission": submission.Submission(b"signed", b"codes"),
     "rekey": rekey.Rekey(DID, 1, PK, b"s" * 64),
     "rekeyed": rekey.Rekeyed(4_294_967_295, b"k" * 32),
     "manifest-least": wire.Manifest("m", 1, 1, H, 1, 1, ((1, 1),)),

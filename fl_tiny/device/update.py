@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A bundle into the other slot: taken where nobody else can change it, judged, installed by RAUC, its end noted."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fl_tiny.device import host
+from fl_tiny.device.bootfiles import BootFiles
+from fl_tiny.device.bootstate import Phase
+from fl_tiny.device.download import download
+from fl_tiny.device.machine import UPDATE, Machine, Record, has_reached
+from fl_tiny.errors import ConfigError, DataError, EnvironmentFault, FlTinyError
+from fl_tiny.files import open_plain, read_bounded
+from fl_tiny.protocol.codepoints import Code
+from fl_tiny.protocol.release import Release, read_release
+
+log = logging.getLogger(__name__)
+
+BUNDLE_LIMIT = 1 << 30  # bytes
+SUFFIX = ".raucb"
+OFFERED_BY_HAND = ""
+
+Say = Callable[[str, int], None]  # what is done, percent
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """A release that is in the other slot now, to be tried at the next start."""
+
+    release: Release
+    slot: str
+
+
+def update(machine: Machine, directory: Path, source: str, say: Say) -> Installed | None:
+    """Install ``source``: a file, an address, or DIR, for what its daemon has fetched; None: it has fetched nothing.
+
+    Raises: DataError for a bundle that is refused, ConfigError during a try or without slots, EnvironmentFault.
+    """
+    files = boot_files(machine)
+    if not machine.rauc_config.exists():
+        raise ConfigError("this system has no slots to update", hint=f"{machine.rauc_config} says where they are")
+    if files.phase() is Phase.TRYING:
+        raise ConfigError(f"slot {files.booted} is being tried", hint="it is confirmed or left within minutes")
+    machine.work.mkdir(mode=0o755, parents=True, exist_ok=True)
+    name = OFFERED_BY_HAND
+    if source.lower().startswith(("http://", "https://")):
+        taken = machine.work / (hashlib.sha256(source.encode()).hexdigest()[:16] + SUFFIX)
+        download(source, taken, BUNDLE_LIMIT, lambda done, total: say("downloaded", 100 * done // max(total, done, 1)))
+        bundle: Path | None = taken
+    elif Path(source).is_dir():
+        bundle = _fetched(machine, Path(source))
+        name = bundle.name.removesuffix(SUFFIX) if bundle else name
+    else:
+        bundle = Path(source)
+    if bundle is None:
+        return None
+    try:
+        return _install(machine, files, bundle, name, has_reached(directory, machine), say)
+    finally:
+        if bundle.parent == machine.work:
+            bundle.unlink(missing_ok=True)
+
+
+def boot_files(machine: Machine) -> BootFiles:
+    """This board's boot state; its partition is writable for the moment of a change."""
+    return BootFiles(machine.boot, machine.booted(), host.writable)
+
+
+def judge(machine: Machine, offered: Release) -> None:
+    """Raises: DataError when ``offered`` is for another board, or older than what runs."""
+    running = machine.release()
+    if running is None:
+        raise EnvironmentFault("nobody knows which release runs here", hint="/etc/fl-tiny-release should say so")
+    if offered.board != running.board:
+        raise DataError(f"a bundle for {offered.board}, and this is {running.board}")
+    if offered.rank < running.rank:
+        raise DataError(f"release {offered.number} is older than {running.number}, which runs")
+
+
+def judge_contents(machine: Machine, file: Path) -> None:
+    """As ``judge``, of the release file inside a bundle that RAUC has verified and mounted."""
+    judge(machine, read_release(read_bounded(file, 4096, DataError).decode("utf-8", "replace")))
+
+
+def _install(machine: Machine, files: BootFiles, bundle: Path, name: str, reached: bool, say: Say) -> Installed:
+    number = ""
+    try:
+        open_plain(bundle, BUNDLE_LIMIT).close()
+        offered = host.info(bundle, machine.rauc_config)
+        number = offered.number
+        judge(machine, offered)
+        host.install(bundle, lambda percent, done: say(done, percent))
+    except FlTinyError as fault:
+        log.warning("bundle refused name=%s release=%s why=%r", name, number, fault.what)
+        machine.keep(Record(name, number, "refused", False, _code(fault), fault.what[:128]))
+        raise
+    slot = files.next()
+    machine.keep(Record(name, number, "installed", reached))
+    log.info("bundle installed release=%s slot=%s", number, slot)
+    return Installed(offered, slot)
+
+
+def _code(fault: FlTinyError) -> int:
+    if "older than" in fault.what:
+        return Code.DOWNGRADE
+    return Code.SIGNATURE if "signature" in fault.what.lower() else Code.CONFLICT
+
+
+def _fetched(machine: Machine, directory: Path) -> Path | None:
+    """A bundle that the daemon of DIR has fetched, moved where only root can change it; others of it are removed."""
+    folder = directory / UPDATE
+    if folder.is_symlink() or not folder.is_dir():
+        return None
+    found = sorted(path for path in folder.iterdir() if path.name.endswith(SUFFIX))
+    if not found:
+        return None
+    taken = machine.work / found[0].name
+    found[0].replace(taken)
+    handle = os.open(taken, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        state = os.fstat(handle)
+        if not stat.S_ISREG(state.st_mode) or state.st_nlink != 1:
+            raise DataError(f"{found[0]} is no plain file")
+        os.fchown(handle, os.geteuid(), os.getegid())
+        os.fchmod(handle, 0o600)
+    except DataError:
+        taken.unlink()
+        raise
+    finally:
+        os.close(handle)
+    for other in found[1:]:
+        if other.is_dir() and not other.is_symlink():
+            shutil.rmtree(other)
+        else:
+            other.unlink()
+    return taken
