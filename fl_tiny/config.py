@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, fields
+from collections.abc import Hashable
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from fl_tiny.errors import ConfigError, MalformedMessage
+from fl_tiny.board import RULES as BOARD_RULES
+from fl_tiny.board import SECRET_KEYS, Board, Network, Rule, Source, Ssh, faults_between, is_ip
+from fl_tiny.errors import ConfigError, MalformedMessage, RemoteError
 from fl_tiny.protocol.fields import fields_of
 from fl_tiny.protocol.preprocess import KINDS, Preprocess
 
@@ -76,10 +79,15 @@ class DeviceSettings:
     min_battery: float = 30.0
     max_memory_pressure: float = 25.0
     max_load: float | None = None
+    board: Board | None = None
+    network: Network | None = None
+    ssh: Ssh | None = None
+    source: Source | None = None
 
 
-Rule = tuple[str, Callable[[Any], bool]]
+ADDRESSES = ("gateway", "bind", "web", "advertise")  # settings that are HOST:PORT
 RULES: dict[str, Rule] = {
+    **BOARD_RULES,
     "clients": ("at least 1", lambda v: v >= 1),
     "quorum": ("above 0 and at most 1", lambda v: 0 < v <= 1),
     "deadline": ("1 to 86400 seconds", lambda v: 1 <= v <= 86_400),
@@ -98,7 +106,7 @@ RULES: dict[str, Rule] = {
     "kept": ("above 0 and at most 0.25", lambda v: 0 < v <= 0.25),
     "start": ("exact or model", lambda v: v in ("exact", "model")),
     "min_samples": ("1 to 65535", lambda v: 1 <= v <= 65_535),
-    "discovery": ("any, off, or an IP address of this board", lambda v: v in ("any", "off") or _is_ip(v)),
+    "discovery": ("any, off, or an IP address of this board", lambda v: v in ("any", "off") or is_ip(v)),
     "code_minutes": ("above 0 and at most 43200", lambda v: 0 < v <= 43_200),
     "handshakes_per_s": ("1 to 100000", lambda v: 1 <= v <= 100_000),
     "model_key": ("64 hexadecimal digits", lambda v: len(v) == 64 and not set(v.lower()) - set("0123456789abcdef")),
@@ -116,12 +124,12 @@ def load(path: Path, cls: type[S]) -> S:
     """The settings of ``path``, defaults where it does not exist. Raises: ConfigError that lists every fault."""
     if not path.exists():
         return cls()
-    return check(_table(path), cls, str(path))
+    return check(read_table(path), cls, str(path))
 
 
 def load_preprocess(path: Path) -> Preprocess:
     """The preprocessing table in ``path``, below [preprocess] or the whole file. Raises: ConfigError, all faults."""
-    table = _table(path)
+    table = read_table(path)
     made, faults = preprocess_of(table.get("preprocess", table))
     if made is None or faults:
         raise ConfigError(f"{path}: " + "; ".join(faults), hint="docs/config.md lists the keys")
@@ -150,26 +158,92 @@ def preprocess_of(table: Any) -> tuple[Preprocess | None, list[str]]:
 
 def check(table: dict[str, Any], cls: type[S], where: str) -> S:
     """``table`` as settings. Raises: ConfigError that lists every fault, each with its key and a hint."""
+    values, faults = _checked(table, cls, "")
+    if faults:
+        known = ", ".join(field.name for field in fields(cls))  # type: ignore[arg-type]
+        raise ConfigError(f"{where}: " + "; ".join(faults), hint=f"keys are {known}")
+    return cls(**values)
+
+
+def load_whole(path: Path, cls: type[S]) -> S:
+    """As ``load``, of a file that must be there, with what only whoever uses a value would find: for a person's eyes
+    and for a board that gets its settings from a card. Raises: ConfigError that lists every fault."""
+    if not path.is_file():
+        raise ConfigError(f"{path} is not a file", hint="without one every setting has its default")
+    return check_whole(read_table(path), cls, str(path))
+
+
+def check_whole(table: dict[str, Any], cls: type[S], where: str) -> S:
+    """As ``check``, with what only whoever uses a value would find. Raises: ConfigError that lists every fault."""
+    values, faults = _checked(table, cls, "")
+    for key in ADDRESSES:
+        try:
+            address(values.get(key) or "localhost", 0)
+        except ConfigError as fault:
+            faults.append(f"{key}: {fault}")
+    faults += faults_between(values.get("network"), values.get("source"))
+    if values.get("pairing_code"):
+        from fl_tiny.protocol import pairing  # noqa: PLC0415 - a daemon that is enrolled looks at no code
+
+        try:
+            pairing.from_text(values["pairing_code"])
+        except RemoteError as fault:
+            faults.append(f"pairing_code: {fault}")
+    if faults:
+        raise ConfigError(f"{where}: " + "; ".join(faults), hint="docs/config.md lists the keys")
+    return cls(**values)
+
+
+def to_text(table: dict[str, Any]) -> str:
+    """A table of texts, numbers, truths, lists of texts and tables of these as TOML."""
+    lines = [f"{key} = {_toml(value)}" for key, value in table.items() if not isinstance(value, dict)]
+    for key, value in table.items():
+        if isinstance(value, dict):
+            lines += ["", f"[{key}]", *(f"{name} = {_toml(each)}" for name, each in value.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    if isinstance(value, str):  # JSON's escapes are TOML's, but that TOML wants one more of them
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def _checked(table: dict[str, Any], cls: type[Any], above: str) -> tuple[dict[str, Any], list[str]]:
+    """Values of a table, and its faults, each with its key. above: the tables that it lies in, as ``network.``."""
     hints = get_type_hints(cls)
     faults: list[str] = []
     values: dict[str, Any] = {}
     for key, value in table.items():
         if key not in hints:
-            faults.append(_unknown(key, list(hints)))
+            faults.append(_unknown(above + key, [above + name for name in hints]))
             continue
+        below = next((kind for kind in _kinds(hints[key]) if is_dataclass(kind)), None)
         if key == "preprocess":
             values[key], more = preprocess_of(value)
-            faults += more
-            continue
-        fault = _fault(key, value, hints[key])
-        if fault:
-            faults.append(fault)
+        elif below is not None and isinstance(value, dict):
+            inner, more = _checked(value, cast(Any, below), f"{above}{key}.")
+            values[key] = None if more else below(**inner)
+        elif below is not None:
+            more = [f"{above}{key}: it is a table: [{above}{key}]"]
         else:
-            values[key] = float(value) if float in _kinds(hints[key]) and not isinstance(value, str) else value
-    if faults:
-        known = ", ".join(field.name for field in fields(cls))  # type: ignore[arg-type]
-        raise ConfigError(f"{where}: " + "; ".join(faults), hint=f"keys are {known}")
-    return cls(**values)
+            values[key], more = _value(above + key, value, hints[key])
+        faults += more
+    return values, faults
+
+
+def _value(key: str, value: Any, hint: Any) -> tuple[Any, list[str]]:
+    """One value as the dataclass holds it, and its faults."""
+    if hint == tuple[str, ...]:
+        texts = isinstance(value, list) and all(isinstance(each, str) for each in value)
+        fault = _ruled(key, tuple(value)) if texts else f"{key}: it is a list of texts"
+        return (tuple(value) if texts else ()), [fault] if fault else []
+    fault = _fault(key, value, hint)
+    if fault:
+        return None, [fault]
+    return (float(value) if float in _kinds(hint) and not isinstance(value, str) else value), []
 
 
 def address(text: str, default_port: int) -> tuple[str, int]:
@@ -187,26 +261,25 @@ def address(text: str, default_port: int) -> tuple[str, int]:
     return host, int(port) if port else default_port
 
 
-def _table(path: Path) -> dict[str, Any]:
+def read_table(path: Path) -> dict[str, Any]:
+    """A TOML file as it is. Raises: ConfigError when it is none, or too long."""
     try:
         with path.open("rb") as file:
             raw = file.read(SIZE_LIMIT + 1)
-        if len(raw) > SIZE_LIMIT:
-            raise ConfigError(f"{path}: more than {SIZE_LIMIT} B")
-        table: dict[str, Any] = tomllib.loads(raw.decode())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as cause:
+    except OSError as cause:
         raise ConfigError(f"{path}: {cause}") from cause
-    return table
+    return parse(raw, str(path))
 
 
-def _is_ip(text: str) -> bool:
-    import ipaddress  # noqa: PLC0415 - for a key that is seldom given
-
+def parse(raw: bytes, where: str) -> dict[str, Any]:
+    """The text of a TOML file. Raises: ConfigError."""
+    if len(raw) > SIZE_LIMIT:
+        raise ConfigError(f"{where}: more than {SIZE_LIMIT} B")
     try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
+        table: dict[str, Any] = tomllib.loads(raw.decode())
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as cause:
+        raise ConfigError(f"{where}: {cause}") from cause
+    return table
 
 
 def _unknown(key: str, known: list[str]) -> str:
@@ -234,6 +307,14 @@ def _fault(key: str, value: Any, hint: Any) -> str:
     fits = isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds)
     if not fits and not (float in kinds and number):
         wanted = next(kind.__name__ for kind in kinds if kind is not type(None))
-        return f"{key}: {value!r} is not a {wanted}"
+        return f"{key}: {_shown(key, value)} is not a {wanted}"
+    return _ruled(key, value)
+
+
+def _ruled(key: str, value: Any) -> str:
     rule = RULES.get(key)
-    return f"{key}: {value!r} is not {rule[0]}" if rule and not rule[1](value) else ""
+    return f"{key}: {_shown(key, value)} is not {rule[0]}" if rule and not rule[1](value) else ""
+
+
+def _shown(key: str, value: Any) -> str:
+    return "what stands there" if key in SECRET_KEYS else repr(value)[:200]

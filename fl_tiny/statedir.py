@@ -64,6 +64,25 @@ def act_as_owner(directory: Path) -> None:
 
 
 @contextlib.contextmanager
+def acting_as_owner(directory: Path) -> Iterator[None]:
+    """Be DIR's owner within the block when root is at work: what is done there can touch nothing that is root's."""
+    owner = directory.stat()
+    if os.geteuid() != 0 or owner.st_uid == 0:
+        yield
+        return
+    groups, group = os.getgroups(), os.getegid()
+    os.setgroups([])
+    os.setegid(owner.st_gid)
+    os.seteuid(owner.st_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(group)
+        os.setgroups(groups)
+
+
+@contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
     """Hold DIR's lock, as its one daemon. Raises: ConfigError when another process holds it."""
     with (directory / _LOCK).open("ab") as file:

@@ -28,7 +28,7 @@ PYTHON = "3.11"  # Debian 12; Ubuntu 22.04's numpy (1.21) is too old for tflite-
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """A binary package. role: whose service it brings; empty: none."""
+    """A binary package. role: whose service it brings; empty: none.   enabled: units that wait for their files."""
 
     name: str
     summary: str
@@ -38,6 +38,7 @@ class Package:
     recommends: tuple[str, ...] = ()
     suggests: tuple[str, ...] = ()
     units: tuple[str, ...] = field(default=())
+    enabled: tuple[str, ...] = field(default=())
 
 
 def main() -> None:
@@ -76,10 +77,13 @@ def packages(version: str) -> list[Package]:
             "fl-tiny-device.service",
             "fl-tiny-device.timer",
             "fl-tiny-device-once.service",
+            "fl-tiny-provision.service",
+            "fl-tiny-enroll.service",
             "fl-tiny-confirm.service",  # these three do nothing on a system without slots, and none is enabled
             "fl-tiny-update.path",
             "fl-tiny-update.service",
         ),
+        enabled=("fl-tiny-device.service", "fl-tiny-provision.service", "fl-tiny-enroll.service"),
     )
     gateway = Package(
         "fl-tiny-gateway",
@@ -88,6 +92,7 @@ def packages(version: str) -> list[Package]:
         depends=(f"fl-tiny (= {version})",),
         recommends=("python3-starlette", "python3-click", "python3-h11", "python3-segno"),
         units=("fl-tiny-gateway.service",),
+        enabled=("fl-tiny-gateway.service",),
     )
     runtime = [
         Package(
@@ -110,8 +115,8 @@ def stage(package: Package, tree: Path) -> None:
         for page in ("cli.md", "config.md", "install.md"):
             copied(ROOT / "docs" / page, tree / "usr/share/doc/fl-tiny" / page)
         copied(ROOT / "deploy/systemd/sysusers.d/fl-tiny.conf", tree / "usr/lib/sysusers.d/fl-tiny.conf")
-        for folder in ("fl-tiny-.service.d", "fl-tiny-confirm.service.d", "fl-tiny-update.service.d"):
-            shutil.copytree(ROOT / "deploy/systemd" / folder, tree / UNITS / folder)
+        for folder in (ROOT / "deploy/systemd").glob("fl-tiny-*.service.d"):
+            shutil.copytree(folder, tree / UNITS / folder.name)
         for script in ("bootloader", "pre-install"):
             copied(ROOT / "deploy/rauc" / script, tree / HOME / "rauc" / script)
     if package.role == "gateway":
@@ -172,6 +177,7 @@ def scripts(package: Package) -> dict[str, str]:
         if package.role:
             text = (ROOT / "deploy/deb" / file).read_text()
             names = {"PACKAGE": package.name, "ROLE": package.role, "UNITS": " ".join(package.units)}
+            names["ENABLED"] = " ".join(package.enabled)
             for name, value in names.items():
                 text = text.replace(f"@{name}@", value)
             path = WORK / f"{package.name}.{file}"

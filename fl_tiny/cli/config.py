@@ -9,8 +9,6 @@ from typing import Any
 
 from fl_tiny.cli.common import command, group, show
 
-ADDRESSES = ("gateway", "bind", "web", "advertise")  # settings that are HOST:PORT
-
 
 def add(parent: Any) -> None:
     """Declare the commands of this group."""
@@ -25,32 +23,14 @@ def check(args: argparse.Namespace) -> None:
     from fl_tiny import config
     from fl_tiny.errors import ConfigError
 
-    if not args.file.is_file():
-        raise ConfigError(f"{args.file} is not a file", hint="without one every setting has its default")
     kinds = {"device": config.DeviceSettings, "gateway": config.GatewaySettings}
     faults = []
     for role in [args.role] if args.role else kinds:
         try:
-            _check_addresses(args.file, config.load(args.file, kinds[role]))
+            config.load_whole(args.file, kinds[role])
         except ConfigError as fault:
             faults.append(fault)
         else:
             show(args, {"ok": True, "role": role}, f"{args.file}: right for a {role}")
             return
     raise min(faults, key=lambda fault: fault.what.count("unknown key"))  # the role that it was likely meant for
-
-
-def _check_addresses(file: Path, settings: object) -> None:
-    """Raises: ConfigError for the addresses that nobody could use; loading leaves them to who uses them."""
-    from fl_tiny import config
-    from fl_tiny.errors import ConfigError
-
-    faults = []
-    for key in ADDRESSES:
-        value = getattr(settings, key, None)
-        try:
-            config.address(value or "localhost", 0)
-        except ConfigError as fault:
-            faults.append(f"{key}: {fault}")
-    if faults:
-        raise ConfigError(f"{file}: " + "; ".join(faults))

@@ -34,6 +34,12 @@ def add(parent: Any) -> None:
     p.add_argument("--gateway", metavar="HOST:PORT", help="where the gateway is (default: the address in the code)")
     p.add_argument("--name", help="what the operator sees for this board, such as kitchen")
     if_needed_option(p, "is enrolled")
+    p = command(sub, "provision", provision, "fl-tiny device provision /boot/fl-tiny.toml /var/lib/fl-tiny/device")
+    p.add_argument("file", type=Path, help="the settings on a card; one that is missing leaves the last good ones")
+    p.add_argument("dir", type=Path)
+    p.add_argument(
+        "--root", type=Path, default=Path("/"), metavar="DIR2", help="whose /run gets the files (default: /)"
+    )
     p = command(sub, "run", run, "fl-tiny device run dev")
     p.add_argument("dir", type=Path)
     until = p.add_mutually_exclusive_group()
@@ -62,12 +68,26 @@ def enroll(args: argparse.Namespace) -> None:
         statedir.act_as_owner(args.dir)
     done = enrolled(args.dir) if args.if_needed else None  # before the code is read: it may be gone by now
     if done is None:
-        done = asyncio.run(enrol(args.dir, _code(args), args.gateway, args.name, args.model_key))
+        name = args.name or _board_name(args.dir)
+        done = asyncio.run(enrol(args.dir, _code(args), args.gateway, name, args.model_key))
     for file in (args.code_file, args.dir / statedir.SETTINGS):
         if file is not None and file.exists():
             erase_code(file)
     text = f"enrolled as {done.id} with {done.gateway}, model {done.model}\nnext: fl-tiny device run {args.dir}"
     show(args, {"id": done.id, "gateway": done.gateway, "model": done.model}, text)
+
+
+def provision(args: argparse.Namespace) -> None:
+    """Bring about the settings on a card: network, name, SSH, and the device's own; at every boot, as root."""
+    from fl_tiny.device.provision import provision as bring_about
+
+    done = bring_about(args.file, args.dir, args.root)
+    if done.faults:
+        used = " (the last good settings are used)" if done.file == "wrong" else ""
+        worst = max(done.faults, key=lambda fault: fault.EXIT)
+        raise type(worst)("; ".join(map(str, done.faults)) + used)
+    text = f"{args.file}: {done.file}; did: {', '.join(done.did) or 'nothing'}"
+    show(args, {"file": done.file, "did": done.did}, text)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -176,6 +196,14 @@ def status(args: argparse.Namespace) -> None:
         "accuracy": {"previous": kept.previous, "global": kept.fleet, "personal": kept.personal},
     }
     show(args, found, "\n".join(f"{key:10}{value}" for key, value in found.items()))
+
+
+def _board_name(directory: Path) -> str | None:
+    """What the settings call this board."""
+    from fl_tiny import config, statedir
+
+    board = config.load(directory / statedir.SETTINGS, config.DeviceSettings).board
+    return board.name if board is not None else None
 
 
 def _code(args: argparse.Namespace) -> str:

@@ -22,6 +22,9 @@ def add(parent: Any) -> None:
     _board(p)
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the image goes")
     p.add_argument("--packages", type=Path, metavar="DIR2", help="fl-tiny's own packages (default: dist/deb)")
+    p.add_argument(
+        "--release", type=dotted, metavar="N.N", help="by which boards tell older bundles (default: version.time)"
+    )
     p.add_argument("--work", type=Path, metavar="DIR3", help="what is kept for the next build (default: build/image)")
 
 
@@ -35,7 +38,17 @@ def _board(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kernel", type=Path, metavar="DEB", help="a kernel's package, for boards that Debian has none for"
     )
+    parser.add_argument(
+        "--ca", type=Path, metavar="PEM", help="the fleet's CA: only bundles that it vouches for are taken"
+    )
     _recipes(parser)
+
+
+def dotted(text: str) -> str:
+    """Numbers with dots between them, for argparse."""
+    if not all(part.isdecimal() and len(part) <= 12 for part in text.split(".")):
+        raise argparse.ArgumentTypeError(f"{text!r} is no release such as 2026.11.3")
+    return text
 
 
 def boards(args: argparse.Namespace) -> None:
@@ -67,18 +80,21 @@ def plan_(args: argparse.Namespace) -> None:
 
 def build(args: argparse.Namespace) -> None:
     """Make an image and what goes with it; what an earlier build made of the same inputs is taken again."""
+    from fl_tiny import __version__
     from fl_tiny.image.boards import find_recipes
     from fl_tiny.image.build import Places, build
 
     recipes = find_recipes(args.recipes)
     top = recipes.resolve().parent
     packages, work = args.packages or top / "dist/deb", args.work or top / "build/image"
-    places = Places(recipes, packages, work.resolve(), _epoch(top), progress)
-    made = {kind: str(path) for kind, path in build(_steps(args), places, args.out).items()}
+    epoch = _epoch(top)
+    places = Places(recipes, packages, work.resolve(), epoch, progress)
+    steps = _steps(args, args.release or f"{__version__}.{epoch}")
+    made = {kind: str(path) for kind, path in build(steps, places, args.out).items()}
     show(args, made, "\n".join(f"{kind}  {path}" for kind, path in made.items()))
 
 
-def _steps(args: argparse.Namespace) -> Any:
+def _steps(args: argparse.Namespace, release: str = "RELEASE") -> Any:
     """The plan of the board that was named."""
     from fl_tiny import __version__
     from fl_tiny.errors import ConfigError
@@ -90,7 +106,8 @@ def _steps(args: argparse.Namespace) -> Any:
     if board.kernel.brought != bool(args.kernel):
         what = "needs a kernel of yours" if board.kernel.brought else "has its kernel from Debian"
         raise ConfigError(f"{board.name} {what}", hint="--kernel DEB" if board.kernel.brought else "leave --kernel out")
-    return plan(board, base, Release(__version__, kernel=str(args.kernel or "")))
+    release_ = Release(__version__, release, kernel=str(args.kernel or ""), ca=str(args.ca or ""))
+    return plan(board, base, release_)
 
 
 def _epoch(top: Path) -> int:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import logging
 import os
@@ -20,7 +19,7 @@ from fl_tiny.device import budget, derived, find, job, slots
 from fl_tiny.device.bundle import Fetch
 from fl_tiny.device.child import Child, Word
 from fl_tiny.device.layout import DEVICE_KEY
-from fl_tiny.device.link import Link
+from fl_tiny.device.link import Link, raise_if_out
 from fl_tiny.device.machine import Machine, note_reached
 from fl_tiny.device.newkey import take_places
 from fl_tiny.device.store import DeviceStore, Journal, Kept, floats_to_bytes
@@ -176,8 +175,14 @@ class Agent:
             rid = self._offer.rid
         else:
             return
-        with contextlib.suppress(RemoteError):  # the round is over: the upload's own answer says what counts
-            await link.answer(rid, wire.Said.JOIN)
+        await self._say(link, rid, wire.Said.JOIN)
+
+    async def _say(self, link: Link, rid: bytes, said: wire.Said) -> None:
+        """An answer whose refusal means little: the round is over, and the upload's own answer says what counts."""
+        try:
+            await link.answer(rid, said)
+        except RemoteError as fault:
+            raise_if_out(fault)
 
     async def _beat(self, link: Link) -> wire.Next:
         held, lacks = self._store.head().version, int(self._child.look()) or None
@@ -217,6 +222,7 @@ class Agent:
             try:
                 await link.answer(offer.rid, action.said)
             except RemoteError as fault:
+                raise_if_out(fault)
                 log.info("answer refused round=%d why=%r", offer.number, str(fault))
                 if action.said is wire.Said.JOIN:
                     self._session.handle(session.Refused(fault.code))
@@ -248,8 +254,7 @@ class Agent:
         """The child stands still, or goes on: a round need not wait for it meanwhile."""
         self._note(lack)
         if self._session.state is session.State.TRAINING and self._offer is not None:
-            with contextlib.suppress(RemoteError):  # the round is over: the upload's own answer says what counts
-                await link.answer(self._offer.rid, wire.Said.NO_BUDGET if lack else wire.Said.JOIN)
+            await self._say(link, self._offer.rid, wire.Said.NO_BUDGET if lack else wire.Said.JOIN)
 
     def _note(self, lack: wire.Lack) -> None:
         """Tell people what the board lacks for training."""
@@ -319,6 +324,7 @@ class Agent:
             actions = self._session.handle(session.Receipted(receipt.status))
             word = status.name.lower()
         except RemoteError as fault:
+            raise_if_out(fault)  # the update stays in the journal
             actions = self._session.handle(session.Refused(fault.code))
             word = "refused"
             log.warning("update refused round=%d why=%r", owed.number, str(fault))

@@ -103,6 +103,10 @@ class Fetch:
                 log.warning("no piece of a release why=%r", fault.what)
                 self._wanted = None  # withdrawn; the next heartbeat says what is offered instead
                 return
+            except OSError as fault:  # the card's: rounds go on without the release
+                log.warning("release not kept why=%r", str(fault))
+                self._wanted = None
+                return
             await asyncio.sleep(max(PAUSE_S, time.monotonic() - now))
 
     async def _piece(self, link: Link, bundle: Bundle) -> None:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A pairing code that lies in a file, such as a card's fl-tiny.toml: read, and erased once it is of no more use."""
+"""A pairing code or a password in a file, such as a card's fl-tiny.toml: read, and erased once it is of no more use."""
 
 from __future__ import annotations
 
 import logging
+import os
 import re
 from pathlib import Path
 
@@ -14,6 +15,8 @@ log = logging.getLogger(__name__)
 
 LIMIT = 65_536  # bytes, as of a file of settings
 _LINE = re.compile(rb"^[ \t]*pairing_code[ \t]*=.*(?:\r?\n|\Z)", re.MULTILINE)
+# A key and its value on one line, as a person writes it; nothing but a comment behind it.
+_VALUE = rb"""^[ \t]*(?:%s)[ \t]*=[ \t]*("(?:[^"\\\r\n]|\\.)*"|'[^'\r\n]*')(?=[ \t]*(?:#.*)?\r?$)"""
 _CODE = re.compile(rb"FL1:[A-Za-z2-7:]+[^\s\"']*")
 
 
@@ -44,3 +47,38 @@ def erase_code(path: Path) -> bool:
         return False
     log.info("pairing code erased file=%s", path)
     return True
+
+
+def blanked(data: bytes, password: str) -> bytes:
+    """The text of a settings file, as long as it was, without the code and with ``password`` for a Wi-Fi password.
+
+    What is written in another way than a person would, such as over several lines, stays.
+    """
+    made = bytearray(data)
+    for found in re.finditer(_VALUE % rb"pairing_code", data, re.MULTILINE):
+        size = found.end() - found.start()
+        made[found.start() : found.end()] = b"# the pairing code has been taken".ljust(size)[:size]
+    for found in re.finditer(_VALUE % rb"(?:network[ \t]*\.[ \t]*)?password", data, re.MULTILINE):
+        word, size = f'"{password}"'.encode(), found.end(1) - found.start(1)
+        if size >= len(word):
+            made[found.start(1) : found.end(1)] = word.ljust(size)
+    return bytes(made)
+
+
+def overwrite(path: Path, old: bytes, new: bytes) -> None:
+    """Write what differs of two texts of one length into the file itself, on the disk when this returns.
+
+    Not a new file in its place: on FAT the old clusters would keep the secret, and a cut between the sectors of
+    directory and table could lose both. Here each sector is the old or the new one. Raises: OSError.
+    """
+    assert len(old) == len(new)
+    differing = [at for at in range(len(old)) if old[at] != new[at]]
+    if not differing:
+        return
+    first, last = differing[0], differing[-1] + 1
+    handle = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.pwrite(handle, new[first:last], first)
+        os.fsync(handle)
+    finally:
+        os.close(handle)

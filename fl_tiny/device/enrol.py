@@ -65,6 +65,12 @@ async def enrol(
         statedir.create(directory)
         seed = _device_key(directory)
         told = await link.enrol(seed, name)
+    except RemoteError as fault:
+        if fault.code == wire.Code.PAIRING and not fault.hint:
+            raise RemoteError(
+                fault.what, "a code is for one board: fl-tiny gateway pair --count N", fault.code
+            ) from fault
+        raise
     finally:
         await link.close()
     if told.did != signed.device_id(signed.public_key(seed)):

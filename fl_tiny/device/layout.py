@@ -2,6 +2,7 @@
 """Names of the files below a device's DIR that more than one module touches."""
 
 DEVICE_KEY = "device.key"  # secret/: Ed25519 seed
+PENDING_CODE = "pairing_code"  # secret/: a code from a card, until the device is enrolled
 PSK = "psk"  # secret/: the DTLS key of the enrolled device
 BASE = "base.tflite"  # model/: slot a, a fleet's model as its manifest names it
 BASE_B = "base-b.tflite"  # model/: slot b

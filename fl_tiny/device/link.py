@@ -143,7 +143,7 @@ class Link:
 
         The head's signature is checked, the manifest's is not. None: there is no newer model.
         """
-        answer = await self._client.request("GET", ("m", "new"))
+        answer = await self._client.get(("m", "new"), size_limit=SIGNED_LIMIT)
         if answer.code == "4.04":
             return None
         message = _good(answer).payload
@@ -182,9 +182,18 @@ class Link:
 
     async def _ask(self, method: str, path: tuple[str, ...], payload: bytes = b"", form: int | None = None) -> Response:
         sent = time.monotonic()
-        answer = await self._client.request(method, path, payload, form)
+        if method == "GET":
+            answer = await self._client.get(path, size_limit=SIGNED_LIMIT)
+        else:
+            answer = await self._client.request(method, path, payload, form)
         self.quality.took(time.monotonic() - sent)
         return _good(answer)
+
+
+def raise_if_out(fault: RemoteError) -> None:
+    """Raises: ``fault``, when it says that nothing of this device counts now. A gateway may say so only once."""
+    if fault.code in (wire.Code.REVOKED, wire.Code.QUARANTINED, wire.Code.RESTORED):
+        raise fault
 
 
 def _check(answer: Response) -> None:

@@ -14,7 +14,7 @@ from fl_tiny import statedir
 from fl_tiny.device import slots
 from fl_tiny.device.job import Job, Tried
 from fl_tiny.device.layout import CANARY, SLOTS
-from fl_tiny.device.link import MODEL_LIMIT, Link
+from fl_tiny.device.link import MODEL_LIMIT, Link, raise_if_out
 from fl_tiny.device.store import DeviceStore, HeldHead
 from fl_tiny.errors import RemoteError
 from fl_tiny.files import write_atomic
@@ -153,8 +153,7 @@ class Upgrade:
         try:
             data = await link.body(manifest.digest, manifest.size)
         except RemoteError as fault:
-            if fault.code in (Code.REVOKED, Code.QUARANTINED, Code.RESTORED):
-                raise
+            raise_if_out(fault)
             log.error("model damaged counter=%d and not to be had why=%r", manifest.counter, str(fault))
             return
         write_atomic(slots.base_path(self._directory, self._store), data)

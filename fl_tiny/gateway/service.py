@@ -34,6 +34,7 @@ from fl_tiny.gateway.promise import Promised
 from fl_tiny.gateway.store import HINT, Store
 from fl_tiny.gateway.tables import Device, Entry, OpenRound, Version
 from fl_tiny.gateway.uploads import Uploads
+from fl_tiny.net.waiting import happens
 from fl_tiny.protocol import wire
 from fl_tiny.protocol.rounds import (
     Abort,
@@ -235,10 +236,7 @@ class Gateway:
         elif self.attendance.known:
             ends.append(max(self._next_open, now + 0.1))
         self._wake.clear()
-        try:
-            await asyncio.wait_for(self._wake.wait(), max(min(ends) - now, 0.01))
-        except asyncio.TimeoutError:
-            return
+        await happens(self._wake, max(min(ends) - now, 0.01))
 
     def _write_off(self, now: float) -> None:
         """Stop waiting for devices that joined the round and have missed their heartbeat by far."""

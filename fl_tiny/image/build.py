@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -49,7 +50,7 @@ def build(steps: tuple[plan.Step, ...], places: Places, out: Path) -> dict[str, 
     out.mkdir(parents=True, exist_ok=True)
     root = make_root(root_step, places)
     slot = make_slot(slot_step, root, places)
-    boot = make_boot(boot_step, root, slot, slot_step.signature, places)
+    boot = make_boot(boot_step, root, slot, places)
     data = make_data(data_step, places)
     image = out / f"{papers.stem}.img"
     make_disk(disk_step, {"boot": boot, "slot-a": slot / "slot.squashfs", "data": data}, image, places)
@@ -121,8 +122,9 @@ def make_slot(step: plan.Slot, root: Path, places: Places) -> Path:
     if step.kernel:
         ours.append(Path(step.kernel))
     hooks, overlay = places.recipes / "hooks", places.recipes / "overlay"
-    key = _key(step, root.name, places.epoch, *_digests([*ours, hooks, overlay]))
-    made = places.work / "slots" / f"{step.signature}-{key}"
+    given = [Path(step.ca)] if step.ca else []
+    key = _key(step, root.name, places.epoch, *_digests([*ours, *given, hooks, overlay, places.recipes / "templates"]))
+    made = places.work / "slots" / f"{dict(step.words)['@COMPATIBLE@']}-{key}"
     if made.is_dir():
         places.say(f"slot: kept, {made}")
         return made
@@ -144,13 +146,25 @@ def make_slot(step: plan.Slot, root: Path, places: Places) -> Path:
 def _settings(step: plan.Slot, ours: list[Path], places: Places, settings: Path) -> None:
     """What hooks/compose reads."""
     shutil.copytree(places.recipes / "hooks", settings)
-    shutil.copytree(places.recipes / "overlay", settings / "overlay", symlinks=True)
+    overlay = settings / "overlay"
+    shutil.copytree(places.recipes / "overlay", overlay, symlinks=True)
+    words = dict(step.words)
+    for path in [path for path in overlay.rglob("*") if path.is_file()]:
+        _fill(path, words)
+    (overlay / "etc/rauc").mkdir()
+    for slot in ("@SLOT_A@", "@SLOT_B@"):  # RAUC wants a device where the kernel takes an id
+        words[slot] = words[slot].replace("PARTUUID=", "/dev/disk/by-partuuid/")
+    rauc = places.recipes / "templates/rauc-system.conf"
+    if rauc.is_file():
+        shutil.copy(rauc, overlay / "etc/rauc/system.conf")
+        _fill(overlay / "etc/rauc/system.conf", words)
+    if step.ca:
+        shutil.copy(step.ca, overlay / "etc/rauc/keyring.pem")
     (settings / "debs").mkdir()
     for path in ours:
         shutil.copy(path, settings / "debs")
     for name in ("enable", "mask", "modules", "initrd", "device_trees", "remove"):
         (settings / name).write_text("".join(f"{line}\n" for line in getattr(step, name)))
-    (settings / "signature").write_text(f"{step.signature}\n")
     (settings / "epoch").write_text(f"{places.epoch}\n")
 
 
@@ -164,40 +178,32 @@ def _ours(folder: Path, name: str) -> Path:
     return found[0]
 
 
-def make_boot(step: plan.Boot, root: Path, slot: Path, signature: str, places: Places) -> Path:
+def make_boot(step: plan.Boot, root: Path, slot: Path, places: Places) -> Path:
     """The FAT partition as a file."""
     templates = places.recipes / "templates"
     key = _key(step, slot.name, places.epoch, *_digests([templates]))
-    made = places.work / "boots" / f"{signature}-{key}.vfat"
+    made = places.work / "boots" / f"{dict(step.words)['@COMPATIBLE@']}-{key}.vfat"
     if made.exists():
         places.say(f"boot: kept, {made}")
         return made
     places.say("boot: GRUB and the files beside it on FAT")
     made.parent.mkdir(parents=True, exist_ok=True)
-    stage = made.with_suffix(".stage")
-    shutil.rmtree(stage, ignore_errors=True)
-    tree = stage / "fat"
-    packages = stage / "packages"
-    (tree / "EFI/BOOT").mkdir(parents=True)
-    for deb in sorted((root / "fetched").glob("*.deb")):
-        tools.run("dpkg-deb", "-x", deb, packages)
-    grub = packages / "usr/lib/grub/arm64-efi"
-    loader = tree / "EFI/BOOT/BOOTAA64.EFI"
-    tools.run("grub-mkimage", "-d", grub, "-O", "arm64-efi", "-p", "/grub", "-o", loader, *step.modules)
-    for source, target in step.files:
-        _into(packages / source, tree / target)
-    for source, target in step.from_slot:
-        _from_slot(slot / "slot.squashfs", source, tree / target)
-    words = {"@SIGNATURE@": signature, "@CMDLINE@": step.cmdline}
-    for template, target in (
-        ("grub.cfg", "grub/grub.cfg"),
-        (step.config, "config.txt"),
-        ("fl-tiny.toml", "fl-tiny.toml"),
-    ):
-        if template:
-            _filled(templates / template, tree / target, words)
-    _fat(step, tree, made, places.epoch)
-    shutil.rmtree(stage)
+    with tempfile.TemporaryDirectory(dir=made.parent) as stage:
+        tree, packages = Path(stage, "fat"), Path(stage, "packages")
+        for deb in sorted((root / "fetched").glob("*.deb")):
+            tools.run("dpkg-deb", "-x", deb, packages)
+        (tree / "EFI/BOOT").mkdir(parents=True)
+        grub = ("-d", packages / "usr/lib/grub/arm64-efi", "-O", "arm64-efi", "-p", "/grub")
+        tools.run("grub-mkimage", *grub, "-o", tree / "EFI/BOOT/BOOTAA64.EFI", *step.modules)
+        for source, target in step.files:
+            _into(packages / source, tree / target)
+        for source, target in step.from_slot:
+            _from_slot(slot / "slot.squashfs", source, tree / target)
+        shutil.copytree(templates / "fl-state", tree / "fl-state")
+        for template, target in step.templates:
+            _into(templates / template, tree / target)
+            _fill(tree / target, dict(step.words))
+        _fat(step, tree, made, places.epoch)
     return made
 
 
@@ -267,17 +273,17 @@ def make_papers(step: plan.Papers, image: Path, places: Places) -> dict[str, Pat
     return {"bmap": bmap, "compressed": packed}
 
 
-def _filled(template: Path, target: Path, words: dict[str, str]) -> None:
-    text = template.read_text()
+def _fill(path: Path, words: dict[str, str]) -> None:
+    """Put values where a text calls them by their names."""
+    text = path.read_text()
     for word, value in words.items():
         text = text.replace(word, value)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(text)
+    path.write_text(text)
 
 
 def _into(source: Path, target: Path) -> None:
     if not source.is_file():
-        raise ConfigError(f"no package has the file {source.name} for FAT's {target.name}", hint="firmware.files")
+        raise ConfigError(f"no package has a file {source.name}, for FAT's {target.name}", hint="firmware.files")
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
 

@@ -24,11 +24,16 @@ GRUB_MODULES = (
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """What an image carries of ours: version, packages; and a kernel that was given."""
+    """What an image carries of ours: version, packages; a kernel that was given; the CA whose bundles it will take.
+
+    release: dotted numbers, by which a board tells an older bundle.
+    """
 
     version: str
+    release: str
     packages: tuple[str, ...] = ("fl-tiny", "fl-tiny-tflite")
     kernel: str = ""
+    ca: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,8 @@ class Slot:
 
     packages: tuple[str, ...]
     kernel: str
-    signature: str
+    ca: str
+    words: tuple[tuple[str, str], ...]
     enable: tuple[str, ...]
     mask: tuple[str, ...]
     modules: tuple[str, ...]
@@ -65,8 +71,8 @@ class Boot:
     serial: str
     loader: str
     modules: tuple[str, ...]
-    cmdline: str
-    config: str
+    words: tuple[tuple[str, str], ...]
+    templates: tuple[tuple[str, str], ...]
     files: tuple[tuple[str, str], ...]
     from_slot: tuple[tuple[str, str], ...]
 
@@ -103,7 +109,7 @@ def plan(board: Board, base: Base, release: Release) -> tuple[Step, ...]:
     return (
         _root(board, base),
         _slot(board, base, release),
-        _boot(board),
+        _boot(board, release),
         Data(_data_mib(board), str(uuid5(NAMES, f"{board.name} data"))),
         Disk(board.disk.size_mib, signature(board), tuple(_parts(board))),
         Papers(stem(board, release)),
@@ -145,7 +151,8 @@ def _slot(board: Board, base: Base, release: Release) -> Slot:
     return Slot(
         ours,
         release.kernel,
-        signature(board),
+        release.ca,
+        _words(board, release),
         base.enable,
         base.mask,
         base.kernel.modules + kernel.modules,
@@ -156,7 +163,7 @@ def _slot(board: Board, base: Base, release: Release) -> Slot:
     )
 
 
-def _boot(board: Board) -> Boot:
+def _boot(board: Board, release: Release) -> Boot:
     firmware = board.firmware
     trees = tuple((each, f"dtb/{each}") for each in board.kernel.device_trees) if board.boot.chain == "u-boot" else ()
     return Boot(
@@ -164,11 +171,33 @@ def _boot(board: Board) -> Boot:
         _digits(f"{board.name} boot"),
         board.boot.loader,
         GRUB_MODULES,
-        cmdline(board),
-        board.boot.config,
+        _words(board, release),
+        tuple(_templates(board)),
         tuple(sorted(firmware.files.items())),
         trees,
     )
+
+
+def _templates(board: Board) -> Iterator[tuple[str, str]]:
+    """Files of templates/ and where they go on FAT."""
+    yield "grub.cfg", "grub/grub.cfg"
+    yield "fl-tiny.toml", "fl-tiny.toml"
+    if board.boot.config:
+        yield board.boot.config, "config.txt"
+
+
+def _words(board: Board, release: Release) -> tuple[tuple[str, str], ...]:
+    """What templates and the overlay call by names."""
+    disk = signature(board)
+    found = {
+        "@SIGNATURE@": disk,
+        "@SLOT_A@": f"PARTUUID={disk}-02",
+        "@SLOT_B@": f"PARTUUID={disk}-03",
+        "@CMDLINE@": cmdline(board),
+        "@COMPATIBLE@": board.compatible,
+        "@RELEASE@": release.release,
+    }
+    return tuple(found.items())
 
 
 def _data_mib(board: Board) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from fl_tiny.errors import EnvironmentFault, RemoteError
@@ -90,7 +91,8 @@ class Client:
     ) -> Response:
         """The gateway's answer, whatever its code. It may be asked more than once: requests must be idempotent.
 
-        ``block2`` is number and size in bytes of the one block wanted.
+        ``block2`` is number and size in bytes of the one block wanted. Where a session came to nothing, the next one
+        asks for a smaller block that begins at the same byte.
         Raises: EnvironmentFault, after three sessions without an answer; RemoteError, when the identity is refused.
         """
         for _ in range(FAILURES):
@@ -113,6 +115,13 @@ class Client:
             if answer is not None:
                 return to_response(answer)
             self._drop(link)
+            if method != "GET":
+                continue
+            self._way.starved(asyncio.get_running_loop().time())  # the answer may have been too long for the way
+            if block2 is None:
+                block2 = 0, self._way.size
+            elif self._way.size < block2[1]:
+                block2 = block2[0] * block2[1] // self._way.size, self._way.size
         raise self._lost()
 
     async def put_all(
@@ -140,14 +149,23 @@ class Client:
         await self._carry(Window(self._way, len(body), held), request, lambda _, answer: check(answer))
 
     async def fetch(self, path: tuple[str, ...], *, size_limit: int) -> bytes:
-        """The whole body at ``path``, at most ``size_limit`` bytes, block by block.
+        """The whole body at ``path``. Raises: RemoteError, when it is refused, and as ``get``."""
+        answer = await self.get(path, size_limit=size_limit)
+        if answer.code != "2.05":
+            raise RemoteError(
+                f"GET /{'/'.join(path)} was answered {answer.code}", "is the gateway of the same version?"
+            )
+        return answer.payload
 
-        Raises: RemoteError, when it is refused, too long, or changes all the time; EnvironmentFault as ``request``.
+    async def get(self, path: tuple[str, ...], *, size_limit: int) -> Response:
+        """What GET ``path`` is answered, its body whole: block by block, in blocks that pass, ``size_limit`` B at most.
+
+        Raises: RemoteError, when it is too long or changes all the time; EnvironmentFault as ``request``.
         """
         for _ in range(RESTARTS):
-            body = await self._fetch_once(path, size_limit)
-            if body is not None:
-                return body
+            answer = await self._get_once(path, size_limit)
+            if answer is not None:
+                return answer
         raise RemoteError(f"/{'/'.join(path)} changed {RESTARTS} times while it was read", "try again later")
 
     async def fetch_whole(self, path: tuple[str, ...], size: int) -> bytes:
@@ -228,27 +246,28 @@ class Client:
         timing = transport.Timing(self._lan_timing, False)
         return from_request(method, path, payload, timing=timing, remote=link.remote, **asked)
 
-    async def _fetch_once(self, path: tuple[str, ...], size_limit: int) -> bytes | None:
-        """The body, or None when it changed on the way."""
-        body, etag = bytearray(), None
+    async def _get_once(self, path: tuple[str, ...], size_limit: int) -> Response | None:
+        """The answer with its whole body, or None when it changed on the way."""
+        name, body, etag = f"/{'/'.join(path)}", bytearray(), None
         while True:
-            number = len(body) // BLOCK_BYTES
-            answer = await self.request("GET", path, block2=(number, BLOCK_BYTES))
-            if number and answer.etag != etag:
-                return None
-            name = f"/{'/'.join(path)}"
+            asked = min(
+                self._way.size, len(body) & -len(body) or BLOCK_BYTES
+            )  # blocks begin at multiples of their size
+            wanted = (len(body) // asked, asked) if body or asked < BLOCK_BYTES else None
+            answer = await self.request("GET", path, block2=wanted)
             if answer.code != "2.05":
-                raise RemoteError(f"GET {name} was answered {answer.code}", "is the gateway of the same version?")
-            at, more, size = answer.block2 or (0, False, BLOCK_BYTES)
-            if at * size != len(body) or (more and len(answer.payload) != size) or size > BLOCK_BYTES:
+                return answer
+            if body and answer.etag != etag:
+                return None
+            at, more, size = answer.block2 or (0, False, asked)
+            if at * size != len(body) or (more and len(answer.payload) != size) or size > asked:
                 raise RemoteError(f"GET {name}: block {at} of {size} B does not follow {len(body)} B")
             body += answer.payload
             if max(len(body), answer.size2 or 0) > size_limit:
                 raise RemoteError(f"GET {name}: longer than {size_limit} B")
             if not more:
-                return bytes(body)
-            if size != BLOCK_BYTES:
-                raise RemoteError(f"GET {name}: blocks of {size} B, {BLOCK_BYTES} B were asked for")
+                return replace(answer, payload=bytes(body), block2=None, size2=None)
+            self._way.passed(size, asyncio.get_running_loop().time())
             etag = answer.etag
 
     async def _exchange(self, link: _Link, asked: Any) -> Any:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
 import socket
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import Protocol
 from fl_tiny.net.dtls import NO_CIPHER, Context, PskLookup, Session
 from fl_tiny.net.sessions import Association, Closed, Datagram, Event, Failed, Limits, Opened, Peer, Received, Table
 from fl_tiny.net.udp import ANCILLARY_BYTES, destination, local_address, source
+from fl_tiny.net.waiting import happens
 
 LARGEST_BYTES = 8192  # of a datagram from a foreign stack; longer ones are dropped
 BURST = 64  # datagrams taken before other tasks get a turn
@@ -201,8 +201,7 @@ class ClientEndpoint:
             first_refusal = first_refusal or self.refused
             end = min(until, first_refusal + patience_s) if first_refusal else until
             self._changed.clear()
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), max(0.0, end - self._loop.time()))
+            await happens(self._changed, max(0.0, end - self._loop.time()))
             if self._loop.time() >= end:
                 break
         return self.session.established and not self.session.ended

@@ -14,6 +14,9 @@ from fl_tiny.errors import EnvironmentFault, RemoteError
 from fl_tiny.net.coap import Client
 from fl_tiny.protocol import signed, wire
 from tests.link.light import PARAMETERS, WIDE, Harness, free_port, work
+from tests.net.relay import Faults, Relay
+
+from .fleet import Fleet, cli
 
 
 async def linked(harness: Harness, port: int) -> Link:
@@ -38,6 +41,29 @@ async def offered(link: Link, did: bytes) -> wire.Offer:
     offer = await link.offer()
     await link.answer(offer.rid, wire.Said.JOIN)
     return offer
+
+
+def test_a_device_works_over_an_mtu_of_576(tmp_path: Path) -> None:
+    """From enrolment to the head of a round; 576 B are IPv4's least, 28 of them are headers."""
+    fleet = Fleet(tmp_path)
+
+    async def test() -> None:
+        gateway = fleet.gateway("--rounds", 1, "--clients", 1, "--interval", 0)
+        relay = Relay(fleet.port, Faults(larger_than=576 - 28), 1)
+        code = cli("gateway", "pair", fleet.gw)["code"]
+        directory = tmp_path / "d"
+        words = ("device", "enroll", directory, "--code", code, "--gateway", f"127.0.0.1:{relay.port}")
+        await asyncio.to_thread(cli, *words)
+        await asyncio.to_thread(cli, "samples", "add", directory, "--data", fleet.data("d", 60, 0))
+        run = fleet.run(directory, "--rounds", 1)
+        assert await asyncio.to_thread(run.wait) == 0 and await asyncio.to_thread(gateway.wait) == 0
+        assert cli("gateway", "rounds", fleet.gw)[0]["received"] == 1 and relay.lost
+        relay.close()
+
+    try:
+        asyncio.run(asyncio.wait_for(test(), 90))
+    finally:
+        fleet.end()
 
 
 def test_an_upload_goes_on_where_a_killed_gateway_was(tmp_path: Path, monkeypatch: Any) -> None:

@@ -60,8 +60,14 @@ def needed() -> dict[str, str]:
     return found
 
 
-def units(*kinds: str) -> dict[str, str]:
-    """The units below deploy/systemd with their text."""
-    found = {path.name: path.read_text() for path in sorted(UNITS.glob("fl-tiny*.*")) if path.is_file()}
-    assert found
-    return {name: text for name, text in found.items() if not kinds or name.rsplit(".", 1)[1] in kinds}
+def units() -> dict[str, str]:
+    """Units and their drop-ins, by their paths below deploy/systemd, with their text."""
+    found = {str(path.relative_to(UNITS)): path.read_text() for path in UNITS.rglob("fl-tiny-*") if path.is_file()}
+    found |= {str(path.relative_to(UNITS)): path.read_text() for path in UNITS.glob("fl-tiny-*.d/*")}
+    assert "fl-tiny-device.service" in found and "fl-tiny-.service.d/hardened.conf" in found
+    return {name: text for name, text in found.items() if name.split("/")[0] not in ("tmpfiles.d", "sysusers.d")}
+
+
+def below(folder: Path) -> dict[str, str]:
+    """The files below a folder, by their paths, with their text."""
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}

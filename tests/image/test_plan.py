@@ -18,7 +18,7 @@ NAMES = boards.names(RECIPES)
 def steps(name: str) -> tuple[plan.Step, ...]:
     board = boards.load_board(RECIPES, name)
     kernel = "KERNEL.deb" if board.kernel.brought else ""
-    return plan.plan(board, boards.load_base(RECIPES), plan.Release("VERSION", kernel=kernel))
+    return plan.plan(board, boards.load_base(RECIPES), plan.Release("VERSION", "RELEASE", kernel=kernel))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -97,6 +97,22 @@ def test_bodies_go_both_ways_through_a_window(faults: Faults) -> None:
     run(test())
 
 
+def test_a_way_that_swallows_large_datagrams_carries_everything() -> None:
+    async def test() -> None:
+        async with link(Faults(larger_than=576 - 28), 3) as (_, relay, client):
+            began = asyncio.get_running_loop().time()
+            assert await client.fetch(("big",), size_limit=30_000) == BODY
+            assert (await client.get(("big",), size_limit=30_000)).payload == BODY
+            await client.put_all(lambda at: ("u", str(at)), BODY, 42, check=lambda answer: None)
+            assert await client.fetch_whole(("big",), len(BODY)) == BODY
+            assert asyncio.get_running_loop().time() - began < 25
+            lost = relay.lost
+            assert await client.fetch(("big",), size_limit=30_000) == BODY
+            assert relay.lost == lost, "what passes is remembered"
+
+    run(test())
+
+
 def test_a_busy_gateway_is_waited_for_in_the_middle_of_a_body(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         asked: list[tuple[str, float]] = []

@@ -120,11 +120,15 @@ class Wire:
             return None  # it died over it
         return handled[-1].result() if await network.pass_on() else None
 
-    async def fetch(self, path: tuple[str, ...], *, size_limit: int) -> bytes:
+    async def get(self, path: tuple[str, ...], *, size_limit: int) -> Response:
         answer = await self.request("GET", path)
+        assert len(answer.payload) <= size_limit
+        return answer
+
+    async def fetch(self, path: tuple[str, ...], *, size_limit: int) -> bytes:
+        answer = await self.get(path, size_limit=size_limit)
         if answer.code != "2.05":
             raise RemoteError(answer.code)
-        assert len(answer.payload) <= size_limit
         return answer.payload
 
     async def fetch_whole(self, path: tuple[str, ...], size: int) -> bytes:

@@ -41,16 +41,16 @@ define FL_TINY_INSTALL_STATE
 endef
 FL_TINY_POST_INSTALL_TARGET_HOOKS += FL_TINY_INSTALL_STATE
 
-# Everything but the gateway's, unless that is wanted
-FL_TINY_NOT = $(if $(BR2_PACKAGE_FL_TINY_GATEWAY),,%/fl-tiny-gateway.service %/fl-tiny-gateway.conf)
-FL_TINY_UNITS = $(filter-out %.d $(FL_TINY_NOT),$(wildcard $(@D)/deploy/systemd/fl-tiny-*))
-FL_TINY_TMPFILES = $(filter-out $(FL_TINY_NOT),$(wildcard $(@D)/deploy/systemd/tmpfiles.d/*.conf))
+# Units, folders of their drop-ins, tmpfiles: everything but the gateway's,
+# unless that is wanted
+FL_TINY_NOT = $(if $(BR2_PACKAGE_FL_TINY_GATEWAY),,fl-tiny-gateway.*)
 
 define FL_TINY_INSTALL_INIT_SYSTEMD
-	$(INSTALL) -D -m 0644 -t $(TARGET_DIR)/usr/lib/systemd/system $(FL_TINY_UNITS)
-	$(INSTALL) -D -m 0644 -t $(TARGET_DIR)/usr/lib/systemd/system/fl-tiny-.service.d \
-		$(wildcard $(@D)/deploy/systemd/fl-tiny-.service.d/*.conf)
-	$(INSTALL) -D -m 0644 -t $(TARGET_DIR)/usr/lib/tmpfiles.d $(FL_TINY_TMPFILES)
+	cd $(@D)/deploy/systemd && find fl-tiny-* -type f ! -name "$(FL_TINY_NOT)" \
+		-exec $(INSTALL) -D -m 0644 {} \
+			$(TARGET_DIR)/usr/lib/systemd/system/{} \;
+	cd $(@D)/deploy/systemd/tmpfiles.d && find . -type f ! -name "$(FL_TINY_NOT)" \
+		-exec $(INSTALL) -D -m 0644 {} $(TARGET_DIR)/usr/lib/tmpfiles.d/{} \;
 endef
 
 define FL_TINY_INSTALL_INIT_SYSV

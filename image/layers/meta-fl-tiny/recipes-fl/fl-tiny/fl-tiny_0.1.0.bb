@@ -35,10 +35,10 @@ SYSTEMD_SERVICE:${PN} = "fl-tiny-device.service"
 SYSTEMD_SERVICE:${PN}-gateway = "fl-tiny-gateway.service"
 
 do_install:append() {
-    install -d ${D}${systemd_system_unitdir}/fl-tiny-.service.d ${D}${nonarch_libdir}/tmpfiles.d
-    find ${S}/deploy/systemd -maxdepth 1 -type f -name 'fl-tiny-*' \
-        -exec install -m 0644 -t ${D}${systemd_system_unitdir} {} +
-    install -m 0644 ${S}/deploy/systemd/fl-tiny-.service.d/*.conf ${D}${systemd_system_unitdir}/fl-tiny-.service.d/
+    install -d ${D}${systemd_system_unitdir} ${D}${nonarch_libdir}/tmpfiles.d
+    # Units, and folders of their drop-ins
+    (cd ${S}/deploy/systemd && find fl-tiny-* -type f \
+        -exec install -D -m 0644 {} ${D}${systemd_system_unitdir}/{} \;)
     install -m 0644 ${S}/deploy/systemd/tmpfiles.d/*.conf ${D}${nonarch_libdir}/tmpfiles.d/
     install -D -m 0600 ${S}/image/templates/fl-tiny.toml ${D}/boot/fl-tiny.toml
 }
