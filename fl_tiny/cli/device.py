@@ -47,6 +47,7 @@ def add(parent: Any) -> None:
     until.add_argument("--rounds", type=int, metavar="N", help="exit 0 once DIR has N counted rounds")
     p.add_argument("--background", action="store_true", help="train in what other programs leave of CPU and disk")
     runtime_option(p)
+    update.root_option(p)
     doctor.add(sub, "device", "dev")
     command(sub, "rekey", rekey, "fl-tiny device rekey dev").add_argument("dir", type=Path)
     p = command(sub, "status", status, "fl-tiny device status dev --json")
@@ -98,6 +99,7 @@ def run(args: argparse.Namespace) -> None:
     from fl_tiny import statedir
     from fl_tiny.device.agent import Agent
     from fl_tiny.device.codefile import erase_code
+    from fl_tiny.device.machine import Machine
     from fl_tiny.device.store import DeviceStore
 
     if args.dir.exists():
@@ -111,7 +113,7 @@ def run(args: argparse.Namespace) -> None:
         chosen(args.runtime)  # rounds train on stored features; what is named is for what stores and predicts
     statedir.check_modes(args.dir)
     with statedir.locked(args.dir):
-        agent = Agent(args.dir, events(args), background=args.background)
+        agent = Agent(args.dir, events(args), background=args.background, machine=Machine(args.root))
         asyncio.run(_until_signal(agent.run(once=args.once, rounds=args.rounds)))
 
 
