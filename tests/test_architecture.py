@@ -49,10 +49,22 @@ HOME = {  # one foreign thing, one module
     "zeroconf": {"net/multicast.py", "device/discover.py", "gateway/announce.py"},  # opened, asked, answered
     "wave": {"device/audio.py"},
     "csv": {"device/series.py"},
+    "mmap": {"device/sources/v4l2.py"},
     "scipy": set(),  # tests alone: device/audio.py needs no more than numpy
 }
-STARTS_PROCESSES = {"device/child.py", "device/isolated.py", "device/find.py"}  # and lab/
-IDLE = ("fl_tiny.device.agent", "fl_tiny.net.coap", "fl_tiny.protocol.wire", "fl_tiny.protocol.session")
+STARTS_PROCESSES = {
+    "device/child.py",
+    "device/isolated.py",
+    "device/find.py",
+    "device/sources/inference.py",
+}  # and lab/
+IDLE = (
+    "fl_tiny.device.agent",
+    "fl_tiny.device.sources.service",
+    "fl_tiny.net.coap",
+    "fl_tiny.protocol.wire",
+    "fl_tiny.protocol.session",
+)
 
 
 def name_of(path: Path) -> str:
