@@ -121,3 +121,18 @@ def test_a_read_only_filesystem_is_writable_for_the_erasure_alone(machine: Machi
     flags = next(line.split()[3] for line in machine.run("cat", "/proc/mounts").split("\n") if " /boot " in line)
     assert flags.startswith("ro,nosuid")
     assert "ignored" in machine.journal(PROVISION), "it is enrolled"
+
+
+def test_without_a_source_its_service_is_quiet(machine: Machine) -> None:
+    settings = machine.root / DEV[1:] / "fl-tiny.toml"
+    assert "[source]" in settings.read_text(), "a wrong card and none have left the device's settings"
+    machine.run("systemctl", "restart", SOURCE)
+    assert machine.show(SOURCE)["ActiveState"] == "active"
+    settings.write_text("max_samples = 100\n")
+    machine.run("systemctl", "restart", SOURCE)
+    found = machine.show(SOURCE)
+    assert (found["ActiveState"], found["Result"], found["NRestarts"]) == ("inactive", "exec-condition", "0")
+    settings.unlink()
+    machine.run("systemctl", "restart", SOURCE)
+    assert machine.show(SOURCE)["ActiveState"] == "inactive"
+    assert machine.run("systemctl", "list-units", "--failed", "--plain", "--no-legend", "fl-tiny-*") == ""
