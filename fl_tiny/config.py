@@ -281,6 +281,8 @@ def parse(raw: bytes, where: str) -> dict[str, Any]:
         table: dict[str, Any] = tomllib.loads(raw.decode())
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as cause:
         raise ConfigError(f"{where}: {cause}") from cause
+    except RecursionError as cause:
+        raise ConfigError(f"{where}: its arrays are too deep") from cause
     return table
 
 
