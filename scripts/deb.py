@@ -79,11 +79,16 @@ def packages(version: str) -> list[Package]:
             "fl-tiny-device-once.service",
             "fl-tiny-provision.service",
             "fl-tiny-enroll.service",
-            "fl-tiny-confirm.service",  # these three do nothing on a system without slots, and none is enabled
+            "fl-tiny-confirm.service",  # these three do nothing on a system without slots
             "fl-tiny-update.path",
             "fl-tiny-update.service",
         ),
-        enabled=("fl-tiny-device.service", "fl-tiny-provision.service", "fl-tiny-enroll.service"),
+        enabled=(
+            "fl-tiny-device.service",
+            "fl-tiny-provision.service",
+            "fl-tiny-enroll.service",
+            "fl-tiny-confirm.service",
+        ),
     )
     gateway = Package(
         "fl-tiny-gateway",
