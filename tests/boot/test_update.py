@@ -29,7 +29,7 @@ class Rig:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.keys = releases.keys_of(folder / "keys")
+        self.keys = releases.keys_of(guest.ROOT / "build/update-keys")
         made = guest.build("qemu-arm64", folder / "out", "--ca", self.keys / "update-ca.pem", "--release", FLASHED)
         image = Path(made["image"])
         self.root = releases.slot_of(image, folder)
@@ -49,7 +49,7 @@ class Rig:
         card = self.folder / "card.toml"
         card.write_text(
             f'gateway = "{guest.HOST}:{self.fleet.port}"\npairing_code = "{":".join(code[:3])}"\n'
-            f'[ssh]\nauthorized_key = "{public}"\n'
+            f'[ssh]\nauthorized_keys = ["{public}"]\n'
         )
         guest.run("mcopy", "-o", "-i", f"{self.disk}@@4M", card, "::fl-tiny.toml")
 
