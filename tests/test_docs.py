@@ -67,7 +67,7 @@ def commands(parser: argparse.ArgumentParser, words: str = "fl-tiny") -> Iterato
 
 
 def command_section(command: str) -> str:
-    page = "".join(text(f"docs/{name}.md") for name in ("cli", "cli-model", "cli-fleet", "cli-update"))
+    page = "".join(text(f"docs/{name}.md") for name in ("cli", "cli-model", "cli-fleet", "cli-image", "cli-update"))
     found = re.search(rf"^###? {command}\b[^\n]*\n(.*?)(?=^##|\Z)", page, re.MULTILINE | re.DOTALL)
     assert found, f"no page of commands has a section {command}"
     return found[1]
@@ -196,7 +196,7 @@ def events_logged(*folders: str) -> set[str]:
     """What stands before the first key in each INFO, WARNING and ERROR line."""
     found = set()
     for path in MODULES:
-        if path.parent.name not in folders:
+        if path.relative_to(ROOT / "fl_tiny").parts[0] not in folders:
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             call = node.func if isinstance(node, ast.Call) else None

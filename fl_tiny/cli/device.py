@@ -114,10 +114,10 @@ def run(args: argparse.Namespace) -> None:
     statedir.check_modes(args.dir)
     with statedir.locked(args.dir):
         agent = Agent(args.dir, events(args), background=args.background, machine=Machine(args.root))
-        asyncio.run(_until_signal(agent.run(once=args.once, rounds=args.rounds)))
+        asyncio.run(until_stopped(agent.run(once=args.once, rounds=args.rounds), "looking for its gateway"))
 
 
-async def _until_signal(work: Any) -> None:
+async def until_stopped(work: Any, doing: str) -> None:
     """Run until done; SIGTERM returns, SIGINT raises KeyboardInterrupt."""
     import asyncio
 
@@ -134,7 +134,7 @@ async def _until_signal(work: Any) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number)
     try:
-        async with notify.serving("looking for its gateway"):
+        async with notify.serving(doing):
             await task
     except asyncio.CancelledError:
         if signal.SIGINT in caught:

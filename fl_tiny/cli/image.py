@@ -26,6 +26,17 @@ def add(parent: Any) -> None:
         "--release", type=dotted, metavar="N.N", help="by which boards tell older bundles (default: version.time)"
     )
     p.add_argument("--work", type=Path, metavar="DIR3", help="what is kept for the next build (default: build/image)")
+    p = command(sub, "provision", provision, "fl-tiny image provision board.img --config fl-tiny.toml")
+    p.add_argument("image", type=Path, metavar="IMG", help="an image that is not compressed; it is changed")
+    p.add_argument("--config", type=Path, metavar="F", help="settings for the board, as on a card")
+    p.add_argument(
+        "--batch", type=Path, metavar="DIR2", help="instead: an image for each code of gateway pair --out DIR2"
+    )
+    p.add_argument("--out", type=Path, metavar="DIR3", help="where those images go")
+    p = command(sub, "verify", verify, "fl-tiny image verify board.img --board rpi-4")
+    p.add_argument("image", type=Path, metavar="IMG", help="an image that is not compressed")
+    p.add_argument("--board", required=True, metavar="BOARD", help="the board that it is for")
+    _recipes(p)
 
 
 def _recipes(parser: argparse.ArgumentParser) -> None:
@@ -92,6 +103,39 @@ def build(args: argparse.Namespace) -> None:
     steps = _steps(args, args.release or f"{__version__}.{epoch}")
     made = {kind: str(path) for kind, path in build(steps, places, args.out).items()}
     show(args, made, "\n".join(f"{kind}  {path}" for kind, path in made.items()))
+
+
+def provision(args: argparse.Namespace) -> None:
+    """Put settings onto an image's FAT partition, or make an image for each of many codes; nothing is mounted."""
+    from fl_tiny.errors import ConfigError
+    from fl_tiny.image import provision
+
+    if args.batch is None:
+        if args.config is None:
+            raise ConfigError("nothing to put into the image", hint="--config FILE, or --batch DIR2 --out DIR3")
+        provision.provision(args.image, args.config)
+        made = [args.image]
+    else:
+        if args.out is None:
+            raise ConfigError("--batch makes images, and --out does not say where", hint="--out DIR3")
+        made = provision.batch(args.image, args.config, args.batch, args.out, progress)
+    show(args, [str(path) for path in made], "\n".join(map(str, made)))
+
+
+def verify(args: argparse.Namespace) -> int:
+    """Hold an image against its board: partitions, boot files, what is in its slot, kernel options, device trees."""
+    from fl_tiny.image.boards import find_recipes, load_base, load_board
+    from fl_tiny.image.verify import verify
+
+    recipes = find_recipes(args.recipes)
+    found = verify(args.image, load_board(recipes, args.board), load_base(recipes))
+    rows: list[dict[str, Any]] = [
+        {"check": f.check, "state": "fail" if f.missing else "ok", "looked_at": f.looked_at, "missing": list(f.missing)}
+        for f in found
+    ]
+    lines = [f"{row['state']:5}{row['check']}: {'; '.join(row['missing']) or row['looked_at']}" for row in rows]
+    show(args, rows, "\n".join(lines))
+    return 1 if any(f.missing for f in found) else 0
 
 
 def _steps(args: argparse.Namespace, release: str = "RELEASE") -> Any:

@@ -43,7 +43,7 @@ def _one_of(names: tuple[str, ...]) -> tuple[str, Callable[[Any], bool]]:
 
 PACKAGE = ("the name of a Debian package", _matches(r"[a-z0-9][a-z0-9.+-]+"))
 INSIDE = ("a path inside, without ..", lambda v: bool(v) and not v.startswith("/") and ".." not in v.split("/"))
-UNIT = ("the name of a systemd unit", _matches(r"[\w:.@\\-]+\.(service|timer|mount|socket|path|target)"))
+UNIT = ("the name of a systemd unit", _matches(r"[\w:.@\\-]+\.(service|timer|mount|automount|socket|path|target)"))
 OPTION = ("the name of a kernel option without CONFIG_", _matches(r"[A-Z0-9_]+"))
 MODULE = ("the name of a kernel module", _matches(r"[\w-]+"))
 SIZE = (f"a multiple of {ALIGN_MIB} from 16 to 16384", lambda v: 16 <= v <= 16_384 and v % ALIGN_MIB == 0)

@@ -14,6 +14,7 @@ MIB = 1 << 20
 NAMES = UUID(
     "6f1c1f54-5b7e-4d0b-9d0a-f17109470000"
 )  # drawn once; what is the same in each image of a board comes of it
+PARTITIONS = ("boot", "slot-a", "slot-b", "data")
 FAT_LABEL = "FL-TINY"
 DATA_LABEL = "fl-data"
 GRUB_MODULES = (
@@ -208,8 +209,8 @@ def _data_mib(board: Board) -> int:
 def _parts(board: Board) -> Iterator[tuple[str, int, int, int]]:
     disk = board.disk
     start = ALIGN_MIB
-    sizes = {"boot": disk.boot_mib, "slot-a": disk.slot_mib, "slot-b": disk.slot_mib, "data": _data_mib(board)}
-    for name, size in sizes.items():
+    sizes = (disk.boot_mib, disk.slot_mib, disk.slot_mib, _data_mib(board))
+    for name, size in zip(PARTITIONS, sizes, strict=True):
         yield name, start, size, 0x0C if name == "boot" else 0x83  # FAT32 by LBA, which Pi firmware wants; Linux
         start += size
 

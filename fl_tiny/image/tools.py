@@ -78,3 +78,10 @@ def run_bytes(*words: object) -> bytes:
     if ended.returncode != 0:
         raise EnvironmentFault(f"{name} ended with {ended.returncode}: {ended.stderr.decode(errors='replace').strip()}")
     return ended.stdout
+
+
+def succeeds(*words: object) -> bool:
+    """Whether a program ends well; its words are of no interest."""
+    name, *rest = map(str, words)
+    demand([name])
+    return subprocess.run([find(name) or name, *rest], capture_output=True, check=False).returncode == 0

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An image held against its board: table, boot files, what is in its slot, the kernel's options and device trees."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from fl_tiny.image import disk, plan, tools
+from fl_tiny.image.boards import Base, Board
+
+NEEDED = (  # paths in a slot, with wildcards
+    "boot/vmlinuz", "boot/initrd.img", "boot/config-*", "usr/bin/fl-tiny", "usr/lib/fl-tiny/fl_tiny/__init__.py",
+    "usr/lib/systemd/system/fl-tiny-device.service", "usr/lib/systemd/system/board-machine-id.service", "usr/bin/rauc",
+    "etc/fl-tiny-release", "etc/machine-id", "usr/lib/clock-epoch",
+)  # fmt: skip
+EXT4_AT, EXT4_MAGIC, EXT4_LABEL = 1024, 56, 120  # Source: kernel.org, ext4 data structures, the super block
+FAT_LABEL_AT = 71  # of FAT32's boot sector, 11 bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at. missing: what is not as it must be; empty when all is."""
+
+    check: str
+    looked_at: int
+    missing: tuple[str, ...]
+
+
+def verify(image: Path, board: Board, base: Base) -> list[Finding]:
+    """All that was looked at. Raises: DataError when the file is no image at all."""
+    steps = plan.plan(board, base, plan.Release("", ""))
+    boot = next(step for step in steps if isinstance(step, plan.Boot))
+    wanted = next(step for step in steps if isinstance(step, plan.Disk))
+    found = [_finding("partitions", _partitions(image, wanted))]
+    found.append(_finding("boot files", _boot_files(image, boot)))
+    found.append(_finding("filesystems", _filesystems(image)))
+    with tempfile.TemporaryDirectory() as folder:
+        slot = Path(folder, "slot.squashfs")
+        disk.copy_out(image, "slot-a", slot)
+        if not tools.succeeds("unsquashfs", "-s", slot):
+            return [*found, Finding("slot", 1, ("slot A holds no squashfs",))]
+        inside = _paths(slot)
+        found.append(_finding("slot", _slot(slot, inside)))
+        found.append(_finding("kernel options", _options(slot, inside, (*base.kernel.options, *board.kernel.options))))
+        found.append(_finding("device trees", _trees(image, slot, inside, boot, board)))
+    return found
+
+
+def options(config: str, wanted: Iterable[str]) -> Iterator[tuple[str, bool]]:
+    """Each option that a kernel must have, and whether its config says so, be it built in or a module."""
+    have = set(re.findall(r"^CONFIG_(\w+)=[ym]$", config, re.MULTILINE))
+    for name in wanted:
+        yield f"CONFIG_{name}", name in have
+
+
+Looked = Iterator[tuple[str, bool]]
+
+
+def _finding(check: str, looked: Looked) -> Finding:
+    found = list(looked)
+    return Finding(check, len(found), tuple(what for what, right in found if not right))
+
+
+def _partitions(image: Path, wanted: plan.Disk) -> Looked:
+    table = disk.read_table(image)
+    yield f"disk signature {wanted.signature}, it is {table.signature}", table.signature == wanted.signature
+    for name, start, size, kind in wanted.parts:
+        part = disk.Part(start * plan.MIB, size * plan.MIB, kind)
+        yield f"{name} at {start} MiB, {size} MiB, type {kind:#x}", table.parts[name] == part
+
+
+def _boot_files(image: Path, boot: plan.Boot) -> Looked:
+    there = {path.lower() for path in disk.list_fat(image)}
+    names = ["EFI/BOOT/BOOTAA64.EFI", *(target for _, target in (*boot.templates, *boot.files, *boot.from_slot))]
+    names += [f"fl-state/{which}/env" for which in ("0", "1", "tried")]
+    for name in names:
+        yield f"{name} on FAT", name.lower() in there
+    grub = (disk.read_fat(image, "grub/grub.cfg") or b"").decode(errors="replace")
+    for word, value in boot.words:
+        if word in ("@SLOT_A@", "@SLOT_B@", "@CMDLINE@"):
+            yield f"{value} in grub.cfg", value in grub
+
+
+def _filesystems(image: Path) -> Looked:
+    table = disk.read_table(image)
+    with image.open("rb") as file:
+        file.seek(table.parts["boot"].start + FAT_LABEL_AT)
+        yield f"FAT called {plan.FAT_LABEL}", file.read(11).decode("latin-1").rstrip() == plan.FAT_LABEL
+        file.seek(table.parts["data"].start + EXT4_AT)
+        block = file.read(EXT4_LABEL + 16)
+    right = block[EXT4_MAGIC : EXT4_MAGIC + 2] == b"\x53\xef"
+    yield f"ext4 called {plan.DATA_LABEL}", right and block[EXT4_LABEL:].rstrip(b"\0").decode() == plan.DATA_LABEL
+
+
+def _slot(slot: Path, inside: set[str]) -> Looked:
+    for pattern in NEEDED:
+        yield f"{pattern} in the slot", any(fnmatch(path, pattern) for path in inside)
+    shadow = _text(slot, "etc/shadow")
+    yield "a root that has no password", re.search(r"^root:\*:", shadow, re.MULTILINE) is not None
+    hashed = [line.split(":")[0] for line in shadow.split("\n") if "$" in line]
+    yield f"no user with a password, but {', '.join(hashed)}", not hashed
+    yield "no host key of SSH", not any(fnmatch(path, "etc/ssh/ssh_host_*") for path in inside)
+
+
+def _options(slot: Path, inside: set[str], wanted: Iterable[str]) -> Looked:
+    config = next((path for path in sorted(inside) if fnmatch(path, "boot/config-*")), "")
+    yield from options(_text(slot, config) if config else "", wanted)
+
+
+def _trees(image: Path, slot: Path, inside: set[str], boot: plan.Boot, board: Board) -> Looked:
+    for tree in board.kernel.device_trees:
+        path = next((path for path in inside if path.endswith(f"/{tree}")), "")
+        yield f"{tree} in the slot", bool(path)
+        for source, target in boot.from_slot:
+            if path and source == tree:
+                same = disk.read_fat(image, target) == tools.run_bytes("unsquashfs", "-cat", slot, path)
+                yield f"{target} on FAT as the kernel's package has it", same
+
+
+def _paths(slot: Path) -> set[str]:
+    lines = tools.run("unsquashfs", "-l", slot).split("\n")
+    return {line.removeprefix("squashfs-root/") for line in lines}
+
+
+def _text(slot: Path, path: str) -> str:
+    return tools.run_bytes("unsquashfs", "-cat", slot, path).decode(errors="replace")
