@@ -80,7 +80,7 @@ def packages(version: str) -> list[Package]:
             "fl-tiny-provision.service",
             "fl-tiny-enroll.service",
             "fl-tiny-source.service",
-            "fl-tiny-confirm.service",  # these three do nothing on a system without slots, and none is enabled
+            "fl-tiny-confirm.service",  # these three do nothing on a system without slots
             "fl-tiny-update.path",
             "fl-tiny-update.service",
         ),
@@ -89,6 +89,7 @@ def packages(version: str) -> list[Package]:
             "fl-tiny-provision.service",
             "fl-tiny-enroll.service",
             "fl-tiny-source.service",
+            "fl-tiny-confirm.service",
         ),
     )
     gateway = Package(
