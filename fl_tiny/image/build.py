@@ -154,10 +154,8 @@ def _settings(step: plan.Slot, ours: list[Path], places: Places, settings: Path)
     (overlay / "etc/rauc").mkdir()
     for slot in ("@SLOT_A@", "@SLOT_B@"):  # RAUC wants a device where the kernel takes an id
         words[slot] = words[slot].replace("PARTUUID=", "/dev/disk/by-partuuid/")
-    rauc = places.recipes / "templates/rauc-system.conf"
-    if rauc.is_file():
-        shutil.copy(rauc, overlay / "etc/rauc/system.conf")
-        _fill(overlay / "etc/rauc/system.conf", words)
+    shutil.copy(places.recipes / "templates/rauc-system.conf", overlay / "etc/rauc/system.conf")
+    _fill(overlay / "etc/rauc/system.conf", words)
     if step.ca:
         shutil.copy(step.ca, overlay / "etc/rauc/keyring.pem")
     (settings / "debs").mkdir()
