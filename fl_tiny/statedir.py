@@ -18,6 +18,7 @@ SETTINGS = "fl-tiny.toml"
 DATABASE = "state.db"
 SECRET = "secret"  # noqa: S105 - the name of a folder
 MODEL = "model"
+SOURCE_LOCK = "source.lock"  # of a device's samples serve, which runs beside its daemon
 _LOCK = "lock"
 _DIR_MODE = 0o750  # a group may read model/ (docs/protocol.md, at rest)
 
@@ -83,14 +84,14 @@ def acting_as_owner(directory: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Hold DIR's lock, as its one daemon. Raises: ConfigError when another process holds it."""
-    with (directory / _LOCK).open("ab") as file:
+def locked(directory: Path, name: str = _LOCK) -> Iterator[None]:
+    """Hold a lock of DIR, as its one daemon of a kind. Raises: ConfigError when another process holds it."""
+    with (directory / name).open("ab") as file:
         os.fchmod(file.fileno(), 0o640)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as cause:
-            raise ConfigError(f"{directory} is in use: another process runs there (it holds {_LOCK})") from cause
+            raise ConfigError(f"{directory} is in use: another process runs there (it holds {name})") from cause
         yield
 
 

@@ -79,11 +79,17 @@ def packages(version: str) -> list[Package]:
             "fl-tiny-device-once.service",
             "fl-tiny-provision.service",
             "fl-tiny-enroll.service",
+            "fl-tiny-source.service",
             "fl-tiny-confirm.service",  # these three do nothing on a system without slots, and none is enabled
             "fl-tiny-update.path",
             "fl-tiny-update.service",
         ),
-        enabled=("fl-tiny-device.service", "fl-tiny-provision.service", "fl-tiny-enroll.service"),
+        enabled=(
+            "fl-tiny-device.service",
+            "fl-tiny-provision.service",
+            "fl-tiny-enroll.service",
+            "fl-tiny-source.service",
+        ),
     )
     gateway = Package(
         "fl-tiny-gateway",
@@ -112,7 +118,7 @@ def stage(package: Package, tree: Path) -> None:
         shutil.copytree(ROOT / "fl_tiny", tree / HOME / "fl_tiny", ignore=shutil.ignore_patterns("__pycache__"))
         unpacked("aiocoap", tree / HOME)
         copied(ROOT / "deploy/deb/launcher", tree / "usr/bin/fl-tiny")
-        for page in ("cli.md", "config.md", "install.md"):
+        for page in ("cli.md", "config.md", "install.md", "sources.md"):
             copied(ROOT / "docs" / page, tree / "usr/share/doc/fl-tiny" / page)
         copied(ROOT / "deploy/systemd/sysusers.d/fl-tiny.conf", tree / "usr/lib/sysusers.d/fl-tiny.conf")
         for folder in (ROOT / "deploy/systemd").glob("fl-tiny-*.service.d"):
@@ -178,6 +184,8 @@ def scripts(package: Package) -> dict[str, str]:
             text = (ROOT / "deploy/deb" / file).read_text()
             names = {"PACKAGE": package.name, "ROLE": package.role, "UNITS": " ".join(package.units)}
             names["ENABLED"] = " ".join(package.enabled)
+            kept = ("device", "board", "spool") if package.role == "device" else (package.role,)
+            names["STATE"] = " ".join(f"/var/lib/fl-tiny/{name}" for name in kept)
             for name, value in names.items():
                 text = text.replace(f"@{name}@", value)
             path = WORK / f"{package.name}.{file}"

@@ -50,6 +50,7 @@ HOME = {  # one foreign thing, one module
     "zeroconf": {"net/multicast.py", "device/discover.py", "gateway/announce.py"},  # opened, asked, answered
     "wave": {"device/audio.py"},
     "csv": {"device/series.py"},
+    "mmap": {"device/sources/v4l2.py"},
     "scipy": set(),  # tests alone: device/audio.py needs no more than numpy
 }
 STARTS_PROCESSES = {  # and lab/
@@ -57,9 +58,16 @@ STARTS_PROCESSES = {  # and lab/
     "device/isolated.py",
     "device/find.py",
     "device/host.py",
+    "device/sources/inference.py",
     "image/tools.py",
 }
-IDLE = ("fl_tiny.device.agent", "fl_tiny.net.coap", "fl_tiny.protocol.wire", "fl_tiny.protocol.session")
+IDLE = (
+    "fl_tiny.device.agent",
+    "fl_tiny.device.sources.service",
+    "fl_tiny.net.coap",
+    "fl_tiny.protocol.wire",
+    "fl_tiny.protocol.session",
+)
 
 
 def name_of(path: Path) -> str:

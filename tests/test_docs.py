@@ -196,7 +196,7 @@ def events_logged(*folders: str) -> set[str]:
     """What stands before the first key in each INFO, WARNING and ERROR line."""
     found = set()
     for path in MODULES:
-        if path.parent.name not in folders:
+        if path.relative_to(ROOT / "fl_tiny").parts[0] not in folders:
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             call = node.func if isinstance(node, ast.Call) else None

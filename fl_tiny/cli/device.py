@@ -47,6 +47,7 @@ def add(parent: Any) -> None:
     until.add_argument("--rounds", type=int, metavar="N", help="exit 0 once DIR has N counted rounds")
     p.add_argument("--background", action="store_true", help="train in what other programs leave of CPU and disk")
     runtime_option(p)
+    update.root_option(p)
     doctor.add(sub, "device", "dev")
     command(sub, "rekey", rekey, "fl-tiny device rekey dev").add_argument("dir", type=Path)
     p = command(sub, "status", status, "fl-tiny device status dev --json")
@@ -98,6 +99,7 @@ def run(args: argparse.Namespace) -> None:
     from fl_tiny import statedir
     from fl_tiny.device.agent import Agent
     from fl_tiny.device.codefile import erase_code
+    from fl_tiny.device.machine import Machine
     from fl_tiny.device.store import DeviceStore
 
     if args.dir.exists():
@@ -111,11 +113,11 @@ def run(args: argparse.Namespace) -> None:
         chosen(args.runtime)  # rounds train on stored features; what is named is for what stores and predicts
     statedir.check_modes(args.dir)
     with statedir.locked(args.dir):
-        agent = Agent(args.dir, events(args), background=args.background)
-        asyncio.run(_until_signal(agent.run(once=args.once, rounds=args.rounds)))
+        agent = Agent(args.dir, events(args), background=args.background, machine=Machine(args.root))
+        asyncio.run(until_stopped(agent.run(once=args.once, rounds=args.rounds), "looking for its gateway"))
 
 
-async def _until_signal(work: Any) -> None:
+async def until_stopped(work: Any, doing: str) -> None:
     """Run until done; SIGTERM returns, SIGINT raises KeyboardInterrupt."""
     import asyncio
 
@@ -132,7 +134,7 @@ async def _until_signal(work: Any) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number)
     try:
-        async with notify.serving("looking for its gateway"):
+        async with notify.serving(doing):
             await task
     except asyncio.CancelledError:
         if signal.SIGINT in caught:

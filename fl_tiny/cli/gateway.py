@@ -8,7 +8,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from fl_tiny.cli import doctor
+from fl_tiny.cli import bundle, doctor
 from fl_tiny.cli.common import (
     command,
     duration,
@@ -75,6 +75,7 @@ def add(parent: Any) -> None:
     p.add_argument("manifest", type=Path, help="what fl-tiny fleet sign wrote")
     p.add_argument("--model", type=Path, required=True, help="the .tflite that it was signed for")
     p.add_argument("--share", type=share, default=1.0, help="of the devices, above 0 (default: 1, all of them)")
+    bundle.add_commands(sub)
     p = command(sub, "export", export, "fl-tiny gateway export gw --out fleet.tflite")
     p.add_argument("dir", type=Path)
     p.add_argument("--out", type=Path, required=True, metavar="FILE.tflite")

@@ -105,7 +105,7 @@ def evaluate(args: argparse.Namespace) -> None:
     """Print the share of samples whose label the model finds; of a model that gives values, R squared."""
     from fl_tiny.device.evaluation import accuracy, expected_of
     from fl_tiny.device.isolated import isolated_backbone
-    from fl_tiny.device.sources import Wanted
+    from fl_tiny.device.sources.files import Wanted
     from fl_tiny.learn.loss import Task
 
     model = _read(args.file)
@@ -127,7 +127,7 @@ def personalise(args: argparse.Namespace) -> None:
 
     from fl_tiny.device.evaluation import expected_of, features_of, task_of
     from fl_tiny.device.isolated import isolated_backbone
-    from fl_tiny.device.sources import Wanted
+    from fl_tiny.device.sources.files import Wanted
     from fl_tiny.files import check_writable, write_atomic
     from fl_tiny.learn import judge
     from fl_tiny.learn.head import default_layers, head_spec

@@ -23,7 +23,7 @@ def predict(args: argparse.Namespace) -> None:
     """Say of each sample what the board's current model says: its class, its labels, or its values."""
     from fl_tiny import statedir
     from fl_tiny.device.api import Device
-    from fl_tiny.device.sources import Wanted
+    from fl_tiny.device.sources.files import Wanted
     from fl_tiny.learn.loss import Task
 
     if args.dir.exists():

@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from fl_tiny.cli.common import command, group, runtime_option, show, steady
+from fl_tiny.cli.common import command, events, group, runtime_option, show, steady
 from fl_tiny.cli.sources import add_sources, opened, warn
 
 
@@ -19,6 +19,7 @@ def add(parent: Any) -> None:
     add_sources(p)
     runtime_option(p)
     command(sub, "stats", stats, "fl-tiny samples stats dev --json").add_argument("dir", type=Path)
+    command(sub, "serve", serve, "fl-tiny samples serve dev").add_argument("dir", type=Path)
     p = command(sub, "forget", forget, "fl-tiny samples forget dev --label 3")
     p.add_argument("dir", type=Path)
     which = p.add_mutually_exclusive_group(required=True)
@@ -31,7 +32,7 @@ def add_samples(args: argparse.Namespace) -> None:
     import numpy as np
 
     from fl_tiny.device.evaluation import expected_of, real_values
-    from fl_tiny.device.sources import Wanted
+    from fl_tiny.device.sources.files import Wanted
 
     device = _device(args.dir, args.runtime)
     data = opened(args, Wanted(device.model, expected_of(device.model), device.labels, device.preprocess))
@@ -61,6 +62,30 @@ def stats(args: argparse.Namespace) -> None:
         "runtime": store.get("runtime"),
     }
     show(args, found, "\n".join(f"{key:14}{value}" for key, value in found.items()))
+
+
+def serve(args: argparse.Namespace) -> None:
+    """Take samples as they come, from where [source] of the settings says; until SIGTERM."""
+    import sys
+
+    # as in `device run`: asyncio goes without it
+    sys.modules.setdefault("ssl", None)  # type: ignore[arg-type]
+    import asyncio
+
+    from fl_tiny import config, statedir
+    from fl_tiny.cli.device import until_stopped
+    from fl_tiny.device.sources.service import Service
+    from fl_tiny.device.store import DeviceStore
+
+    if args.dir.exists():
+        statedir.act_as_owner(args.dir)
+    DeviceStore.open(args.dir / statedir.DATABASE).close()
+    source = config.load(args.dir / statedir.SETTINGS, config.DeviceSettings).source
+    if source is None:
+        show(args, {"event": "idle"}, f"{args.dir}: the settings name no [source]: nothing to do")
+        return
+    with statedir.locked(args.dir, statedir.SOURCE_LOCK):
+        asyncio.run(until_stopped(Service(args.dir, source, events(args)).run(), "taking samples"))
 
 
 def forget(args: argparse.Namespace) -> None:

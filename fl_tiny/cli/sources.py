@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from fl_tiny.cli.common import progress
 
 if TYPE_CHECKING:
-    from fl_tiny.device.sources import Samples, Wanted
+    from fl_tiny.device.sources.files import Samples, Wanted
     from fl_tiny.learn.tflite import Model
     from fl_tiny.protocol.preprocess import Preprocess
 
@@ -31,7 +31,7 @@ def add_sources(parser: argparse.ArgumentParser, *, labels: bool = True, own_tab
 
 def opened(args: argparse.Namespace, wanted: Wanted) -> Samples:
     """The samples that the command line names; what was guessed of their classes goes to stderr."""
-    from fl_tiny.device.sources import Source, open_samples
+    from fl_tiny.device.sources.files import Source, open_samples
 
     kind = next(kind for kind in ("data", "images", "wav", "csv") if getattr(args, kind) is not None)
     samples, note = open_samples(Source(kind, getattr(args, kind)), wanted)

@@ -22,16 +22,16 @@ def add(sub: Any) -> None:
     )
     p.add_argument("dir", type=Path, nargs="?", default=DIR, help="the device of this board (default: %(default)s)")
     p.add_argument("--reboot", action="store_true", help="try it at once; otherwise the next start does")
-    _root_option(p)
+    root_option(p)
     p = command(sub, "confirm", confirm, "fl-tiny device confirm")
     p.add_argument("dir", type=Path, nargs="?", default=DIR, help="the device of this board (default: %(default)s)")
     p.add_argument("--within", type=duration, default=900.0, help="time to reach the gateway (default: 15m)")
     p.add_argument("--offline", type=duration, default=300.0, help="health that is enough without one (default: 5m)")
-    _root_option(p)
+    root_option(p)
     p = command(sub, "slot", slot, "fl-tiny device slot get-primary", json_flag=False)
     p.add_argument("action", choices=ACTIONS)
     p.add_argument("values", nargs="*", metavar="SLOT|good|bad|FILE")
-    _root_option(p)
+    root_option(p)
 
 
 def update(args: argparse.Namespace) -> None:
@@ -94,5 +94,6 @@ def slot(args: argparse.Namespace) -> None:
             raise ConfigError(f"no such question: {' '.join((args.action, *args.values))}", "fl-tiny device slot -h")
 
 
-def _root_option(parser: argparse.ArgumentParser) -> None:
+def root_option(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--root``, which only tests give."""
     parser.add_argument("--root", type=Path, default=Path("/"), help="where this system's files lie (default: /)")

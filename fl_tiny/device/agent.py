@@ -16,9 +16,11 @@ from typing import Any
 
 from fl_tiny import config, notify, statedir
 from fl_tiny.device import budget, derived, find, job, slots
+from fl_tiny.device.bundle import Fetch
 from fl_tiny.device.child import Child, Word
 from fl_tiny.device.layout import DEVICE_KEY
 from fl_tiny.device.link import Link, raise_if_out
+from fl_tiny.device.machine import Machine, note_reached
 from fl_tiny.device.newkey import take_places
 from fl_tiny.device.store import DeviceStore, Journal, Kept, floats_to_bytes
 from fl_tiny.device.upgrade import Upgrade
@@ -32,6 +34,7 @@ log = logging.getLogger(__name__)
 Emit = Callable[[str, dict[str, Any]], None]
 
 BACK_OFF_S, BACK_OFF_LIMIT_S = 5.0, 900.0  # docs/protocol.md, stale session: full jitter
+VISIT_S = 60.0  # how long `--once` goes on for a release of the board's system that is offered
 ONCE_PATIENCE_S = 15.0  # how long `--once` waits for a round that is about to open, or for the head of its own
 SOON_S = 5.0  # a gateway that asks back this soon has something coming
 MOST_BEHIND = 5  # heads; beyond it a model is chosen between two rounds that follow at once
@@ -41,7 +44,9 @@ ROOM_BYTES = 4 << 20  # head, update, residual and choice of the largest head, w
 class Agent:
     """One enrolled device. ``run`` returns when what was asked for is done."""
 
-    def __init__(self, directory: Path, emit: Emit, *, background: bool = False) -> None:
+    def __init__(
+        self, directory: Path, emit: Emit, *, background: bool = False, machine: Machine | None = None
+    ) -> None:
         self._directory = directory
         self._settings = config.load(directory / statedir.SETTINGS, config.DeviceSettings)
         self._store = DeviceStore.open(directory / statedir.DATABASE)
@@ -57,6 +62,8 @@ class Agent:
         slots.adopt(directory, self._store)
         derived.settle_place(directory, memory_of(self._settings))
         self._upgrade = Upgrade(directory, self._store, emit)
+        self._machine = machine or Machine()
+        self._release = Fetch(directory, self._machine, emit)
         self._read_manifest()
         owes = self._store.journal() is not None
         self._session = session.Session(session.State.SENDING if owes else session.State.IDLE)
@@ -116,7 +123,7 @@ class Agent:
         link.go_on_with(self._kept)
         self._seed = statedir.read_secret(self._directory, DEVICE_KEY)
         try:
-            await link.register(self._did, self._boots, self._boot)
+            await link.register(self._did, self._boots, self._boot, *self._release.runs())
         except RemoteError as fault:
             self._store.put(trouble=fault.what)
             await link.close()
@@ -124,6 +131,9 @@ class Agent:
         if self._store.get("trouble"):
             self._store.put(trouble="")
         self._upgrade.connected()
+        self._release.connected()
+        if self._release.is_told:
+            note_reached(self._directory, self._machine)
         self._emit("connected", {"gateway": where})
         log.info("connected gateway=%s", where)
         notify.status(f"connected to {where}")
@@ -141,6 +151,7 @@ class Agent:
                 told = await self._beat(link)  # the next round may have opened meanwhile: one child does both
             if self._session.state is session.State.IDLE:
                 await self._upgrade.consider(link, told.model)
+            self._release.offered(told.bundle)
             if self._needs_nothing(rounds):
                 return await self._finish_work()
             trying = self._upgrade.trial is not None
@@ -149,8 +160,11 @@ class Agent:
             self._start_child()
             idle = not self._child.works and self._session.state is session.State.IDLE
             if idle and once and not trying and self._once_over(told, started):
-                return None
-            await self._listen(link, told.poll_ms / 1000)
+                return await self._release.pieces(link, VISIT_S)
+            end = time.monotonic() + told.poll_ms / 1000
+            if idle and not trying:
+                await self._release.pieces(link, told.poll_ms / 1000)
+            await self._listen(link, max(0.0, end - time.monotonic()))
 
     async def _rejoin(self, link: Link) -> None:
         """Registering left the round we are in, if it is still open: say again that we take part."""
@@ -173,7 +187,9 @@ class Agent:
     async def _beat(self, link: Link) -> wire.Next:
         held, lacks = self._store.head().version, int(self._child.look()) or None
         return await link.heartbeat(
-            wire.Heartbeat(held, self._store.sample_count()[0], lacks, *self._upgrade.heartbeat())
+            wire.Heartbeat(
+                held, self._store.sample_count()[0], lacks, *self._upgrade.heartbeat(), self._release.refusal()
+            )
         )
 
     async def _fetch_head(self, link: Link) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fl_tiny import config, statedir
+from fl_tiny.board import Source
 from fl_tiny.device.backbone import Backbone, open_backbone, runtime_name
 from fl_tiny.device.dataset import input_codes
 from fl_tiny.device.evaluation import classes_of_outputs, real_values
 from fl_tiny.device.layout import CURRENT
+from fl_tiny.device.recent import Predicted, Recent
 from fl_tiny.device.runtimes import same_features
 from fl_tiny.device.slots import base_path, current, manifest_of
 from fl_tiny.device.store import DeviceStore, Sample
@@ -39,6 +42,8 @@ class Device:
         self._store = store
         self._settings = config.load(directory / statedir.SETTINGS, config.DeviceSettings)
         self._runtime = runtime or self._settings.runtime
+        source = self._settings.source or Source()
+        self._recent = Recent(source.kept, source.kept_minutes * 60)
         self._follow()
 
     def _follow(self) -> None:
@@ -97,11 +102,12 @@ class Device:
         self._follow()
         return self.learn_features(self.features(x), y, runtime=self.runtime)
 
-    def learn_features(self, f: ArrayLike, y: ArrayLike, *, runtime: str = "") -> int:
+    def learn_features(self, f: ArrayLike, y: ArrayLike, *, runtime: str = "", once: str = "") -> int:
         """Store feature codes that another backbone or accelerator computed, and return how many.
 
         f: (n, features) int8 codes of the model's feature tensor, or floats in its real units.   y: (n,) integers.
         runtime: what computed them; the log warns when it is another than that of the features already there.
+        once: a name of these samples; given twice in a row, they are stored once, also over a restart.
         Raises: DataError.
         """
         codes, labels = self._feature_codes(np.asarray(f)), self._checked_labels(np.asarray(y))
@@ -110,7 +116,7 @@ class Device:
         rows = (self._sample(row, label) for row, label in zip(codes, labels, strict=True))
         self._note(runtime)
         most = self._settings.max_sample_bytes // self.spec.feature_size
-        return self._store.add_samples(rows, max(1, min(self._settings.max_samples, most)), self._meant)
+        return self._store.add_samples(rows, max(1, min(self._settings.max_samples, most)), self._meant, once)
 
     def predict(self, x: ArrayLike) -> NDArray[Any]:
         """What the board's current model says of each sample. x: as ``features``.
@@ -136,6 +142,40 @@ class Device:
             if made is None:
                 raise DataError(f"{self.model_path}: {cause.strerror}", "fl-tiny device run DIR makes it") from cause
             return made
+
+    def ask(self, x: ArrayLike) -> tuple[NDArray[Any], list[str]]:
+        """As ``predict``, and an id a sample, by which ``correct`` takes its right label for a while ([source])."""
+        said = self.predict(x)
+        ids = [self._recent.put(each, time.monotonic()).hex() for each in self.predicted(x)]
+        return said, ids
+
+    def predicted(self, x: ArrayLike) -> list[Predicted]:
+        """What a correction of each sample needs."""
+        rows = self.features(x)
+        return [Predicted(row.tobytes(), self._meant, self.runtime) for row in rows]
+
+    def correct(self, name: str, label: Any) -> None:
+        """Learn a sample that was predicted wrongly. name: its id from ``ask``.   label: as one of ``learn``'s y.
+
+        Raises: DataError for an id that is unknown, used or too old, and as ``learn``.
+        """
+        try:
+            key = bytes.fromhex(name)
+        except ValueError:
+            key = b""
+        found = self._recent.get(key, time.monotonic())
+        if found is None:
+            raise DataError(f"no prediction {name!r} is kept", hint="it is corrected already, or too old")
+        self.learn_predicted(found, label)
+        self._recent.drop(key)
+
+    def learn_predicted(self, found: Predicted, label: Any) -> None:
+        """Store what was predicted, with its right label. Raises: DataError when the model has changed since."""
+        self._follow()
+        if found.meant != self._meant:
+            raise DataError("the model has changed since this prediction", hint="predict again")
+        codes = np.frombuffer(found.features, np.int8)[None]
+        self.learn_features(codes, np.asarray([label]), runtime=found.runtime)
 
     @property
     def runtime(self) -> str:

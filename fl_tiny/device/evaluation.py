@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fl_tiny.device.backbone import Backbone
 from fl_tiny.device.dataset import Expected
-from fl_tiny.device.sources import Samples
+from fl_tiny.device.sources.files import Samples
 from fl_tiny.errors import DataError, ModelError
 from fl_tiny.learn.head import HeadSpec
 from fl_tiny.learn.loss import Targets, Task, right_share

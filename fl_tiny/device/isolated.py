@@ -3,30 +3,26 @@
 
 from __future__ import annotations
 
-import json
 import resource
 import select
 import signal
-import struct
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
 from fl_tiny.device.backbone import BATCH, Backbone, Codes, open_backbone
+from fl_tiny.device.pipes import Header, receive, send
 from fl_tiny.errors import EnvironmentFault, FlTinyError, ModelError
 from fl_tiny.learn.tflite import read_model
 
 ANSWER_S = 300.0  # guess: a batch of eight on the slowest board takes a few seconds; more is a model that never ends
 FAULTS: dict[str, type[FlTinyError]] = {"ModelError": ModelError, "EnvironmentFault": EnvironmentFault}
-LENGTH = struct.Struct("<Q")
 LAST_WORDS = 300  # bytes of the child's stderr that may reach a message
-
-Header = dict[str, Any]
 
 
 class Isolated:
@@ -56,10 +52,10 @@ class Isolated:
         assert source is not None
         assert sink is not None
         try:
-            _send(sink, header, body)
+            send(sink, header, body)
             if not select.select([source], [], [], ANSWER_S)[0]:
                 raise ModelError(f"the model gave no answer in {ANSWER_S:.0f} s")
-            answer, result = _receive(source)
+            answer, result = receive(source)
         except (EOFError, BrokenPipeError) as gone:
             raise self._death() from gone
         if "fault" in answer:
@@ -102,37 +98,17 @@ def isolated_backbone(data: bytes, *, runtime: str | None = None) -> Iterator[Ba
 def serve(source: IO[bytes], sink: IO[bytes]) -> None:
     """The child's end: open the model that comes first, then run each batch, until ``source`` ends."""
     try:
-        header, data = _receive(source)
+        header, data = receive(source)
         backbone = open_backbone(data, runtime=header["runtime"])
-        _send(sink, {"name": backbone.name}, b"")
+        send(sink, {"name": backbone.name}, b"")
         while True:
-            header, body = _receive(source)
+            header, body = receive(source)
             y = backbone.run(np.frombuffer(body, header["dtype"]).reshape(header["shape"]))
-            _send(sink, {"dtype": y.dtype.str, "shape": y.shape}, y.tobytes())
+            send(sink, {"dtype": y.dtype.str, "shape": y.shape}, y.tobytes())
     except FlTinyError as fault:
-        _send(sink, {"fault": type(fault).__name__, "what": fault.what, "hint": fault.hint}, b"")
+        send(sink, {"fault": type(fault).__name__, "what": fault.what, "hint": fault.hint}, b"")
     except (EOFError, BrokenPipeError):
         return
-
-
-def _send(sink: IO[bytes], header: Header, body: bytes) -> None:
-    text = json.dumps(header).encode()
-    sink.write(LENGTH.pack(len(text)) + text + LENGTH.pack(len(body)))
-    sink.write(body)
-    sink.flush()
-
-
-def _receive(source: IO[bytes]) -> tuple[Header, bytes]:
-    """One message. Raises: EOFError when the other end is gone."""
-    header = json.loads(_exactly(source, LENGTH.unpack(_exactly(source, LENGTH.size))[0]))
-    return header, _exactly(source, LENGTH.unpack(_exactly(source, LENGTH.size))[0])
-
-
-def _exactly(source: IO[bytes], size: int) -> bytes:
-    data = source.read(size)
-    if len(data) < size:
-        raise EOFError
-    return data
 
 
 if __name__ == "__main__":

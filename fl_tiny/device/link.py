@@ -61,9 +61,16 @@ class Link:
         answer = await self._ask("POST", ("e",), signed.sign(wire.encode(enrol), seed, binding=binding), COSE)
         return wire.decode(wire.Enrolled, answer.payload)
 
-    async def register(self, did: bytes, boots: int | None = None, boot: bytes | None = None) -> wire.Registered:
-        """Say who has come. boots, boot: as in ``wire.Register``; a daemon says them."""
-        register = wire.Register(did, (wire.VERSION,), boots, boot, ENCODINGS)
+    async def register(
+        self,
+        did: bytes,
+        boots: int | None = None,
+        boot: bytes | None = None,
+        board: str | None = None,
+        release: str | None = None,
+    ) -> wire.Registered:
+        """Say who has come. boots and what follows: as in ``wire.Register``; a daemon says them."""
+        register = wire.Register(did, (wire.VERSION,), boots, boot, ENCODINGS, board, release)
         return wire.decode(wire.Registered, (await self._ask("POST", ("d",), wire.encode(register), CBOR)).payload)
 
     async def rekey(self, message: bytes) -> Rekeyed:
@@ -149,6 +156,13 @@ class Link:
         data = await self._client.fetch_whole(("m", wire.name_of(digest)), size)
         if hashlib.sha256(data).digest() != digest:
             raise RemoteError("a body does not have the digest that was signed", code=wire.Code.CONFLICT)
+        return data
+
+    async def piece(self, digest: bytes, number: int, size: int) -> bytes:
+        """A piece of a bundle, ``size`` bytes. Raises: RemoteError when the gateway offers that no more."""
+        data = await self._client.fetch(("b", wire.name_of(digest), str(number)), size_limit=size)
+        if len(data) != size:
+            raise RemoteError(f"a piece of {len(data)} B where {size} were due", code=wire.Code.CONFLICT)
         return data
 
     async def upload(self, message: bytes, codes: bytes, *, again: bool) -> wire.Receipt:

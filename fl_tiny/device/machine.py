@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fl_tiny.errors import DataError
+from fl_tiny.errors import DataError, EnvironmentFault
 from fl_tiny.files import read_bounded, write_atomic
 from fl_tiny.protocol.release import Release, read_release
+
+log = logging.getLogger(__name__)
 
 UPDATE = "update"  # below a device's DIR: what its daemon fetches, and whether it reached its gateway
 REACHED = "reached"
@@ -89,9 +92,13 @@ class Machine:
 def note_reached(directory: Path, machine: Machine) -> None:
     """The device DIR has reached its gateway in this start of the machine: written once a start."""
     path = directory / UPDATE / REACHED
-    if _text(path).strip() != machine.boot_id():
+    if _text(path).strip() == machine.boot_id():
+        return
+    try:
         path.parent.mkdir(mode=0o750, exist_ok=True)
         write_atomic(path, machine.boot_id().encode() + b"\n", 0o640)
+    except (OSError, EnvironmentFault) as fault:  # the next session tries again; rounds need it not
+        log.warning("release not confirmed yet why=%r", str(fault))
 
 
 def has_reached(directory: Path, machine: Machine) -> bool:

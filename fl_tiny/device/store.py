@@ -181,13 +181,18 @@ class DeviceStore:
 
     # ---- samples --------------------------------------------------------------------------------------------
 
-    def add_samples(self, rows: Iterable[Sample], limit: int, model: bytes | None = None) -> int:
+    def add_samples(self, rows: Iterable[Sample], limit: int, model: bytes | None = None, once: str = "") -> int:
         """Add samples; beyond ``limit`` the oldest of the most frequent class goes. Returns how many.
 
-        model: whose features they are; None: those of the model in use.
+        model: whose features they are; None: those of the model in use.   once: a name of these samples; those that
+        were added last under the same name are not added again.
         """
         added = 0
         with self._transaction() as db:
+            if once and self.get("taken") == once:
+                return 0
+            if once:
+                put_fact(db, "taken", once)
             model = self.features if model is None else model
             counts = self.counts(model)
             others: int = db.execute("SELECT count(*) FROM sample WHERE model!=?", (model,)).fetchone()[0]

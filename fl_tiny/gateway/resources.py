@@ -56,6 +56,7 @@ class Resources:
             ("GET", "u"): self._held,
             ("POST", "u"): self._post,
             ("POST", "k"): self._rekey,
+            ("GET", "b"): self._piece,
         }
 
     def close(self) -> None:
@@ -99,8 +100,8 @@ class Resources:
             return self._model(request, self._gateway.models.head(did, self._gateway.head), did)
         first = request.path[0] if request.path else ""
         resource = self._table.get((request.method, first))
-        if resource is None or (first != "u" and len(request.path) > 1):
-            return _refusal(NOT_ALLOWED if first in ("d", "o", "u", "k") else NOT_FOUND, "no such resource")
+        if resource is None or (first not in ("u", "b") and len(request.path) > 1):
+            return _refusal(NOT_ALLOWED if first in ("d", "o", "u", "k", "b") else NOT_FOUND, "no such resource")
         return resource(request, self._active(request))
 
     def _for_newcomer(self, request: Request) -> Response:
@@ -157,6 +158,7 @@ class Resources:
         if request.identity.startswith(NEXT):
             self._identities.use_new_key(device.did)
         self._gateway.able[device.did] = register.encodings or (wire.Encoding.INT8,)
+        self._gateway.bundles.registered(device.did, register)
         told = self._gateway.registered(device)
         return Response("2.04", wire.encode(wire.Registered(wire.VERSION, told.poll_ms, told.epoch)), CBOR)
 
@@ -167,6 +169,8 @@ class Resources:
 
     def _heartbeat(self, request: Request, device: Device) -> Response:
         beat = wire.decode(wire.Heartbeat, request.payload)
+        if beat.bundle is not None:
+            self._gateway.bundles.refused(device.did, beat.bundle)
         return Response("2.04", wire.encode(self._gateway.heard(device, beat)), CBOR)
 
     def _own(self, _request: Request, device: Device) -> Response:
@@ -202,6 +206,14 @@ class Resources:
         if part == ("d",) and name == wire.name_of(newest.digest):
             return self._gateway.promised.delta(newest, self._gateway.manifest)
         return None if part else self._gateway.models.named(name, head, newest)
+
+    def _piece(self, request: Request, device: Device) -> Response:
+        match request.path:
+            case ("b", name, number) if number.isdecimal() and len(number) <= 6:
+                found = self._gateway.bundles.piece(device.did, name, int(number))
+                if found is not None:
+                    return Response("2.05", found, OCTETS, hashlib.sha256(found).digest()[:8])
+        return _refusal(NOT_FOUND, "no such piece of a bundle for this device")
 
     # ---- a round --------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from fl_tiny.errors import DataError
 from fl_tiny.gateway import forget
+from fl_tiny.gateway.bundles import Bundles
 from fl_tiny.gateway.chunks import Chunks
 from fl_tiny.gateway.encodings import KNOWN, Encodings
 from fl_tiny.gateway.gather import (
@@ -81,6 +82,7 @@ class Gateway:
     ) -> None:
         self.store = store
         self.models = models
+        self.bundles = Bundles(store)
         self.identities = Identities(store)
         self.cut: Callable[[bytes], None] = lambda did: None  # ends a device's session
         self.settings = settings
@@ -145,6 +147,7 @@ class Gateway:
             self.rounds.rid if trains and self.rounds.invites(device.did) else None,
             self.epoch if trains else None,  # another model's last head was signed in the epoch it was made in
             wanted.manifest.counter if wanted else None,
+            self.bundles.wanted(device.did),
         )
 
     def offer(self, did: bytes) -> wire.Offer:
@@ -339,6 +342,7 @@ class Gateway:
     def _roll_out(self) -> None:
         """A command beside us may have published a model: when the fleet carries it, begin anew with it."""
         self.models.refresh()
+        self.bundles.refresh()
         if not self.models.is_carried(self.attendance.here(time.monotonic())):
             return
         version = self.models.complete()

@@ -13,6 +13,7 @@ from typing import Any
 from fl_tiny import config, statedir
 from fl_tiny.errors import ConfigError, DataError, EnvironmentFault
 from fl_tiny.files import sync_directory, write_atomic
+from fl_tiny.gateway import bundles
 from fl_tiny.gateway.gather import first_made, make_version
 from fl_tiny.gateway.manifests import MODEL_KEY, Wanted, fitting, read_manifest, settle, sign
 from fl_tiny.gateway.models import BASE, model_data, rollout
@@ -157,7 +158,7 @@ def hint_address(directory: Path, store: Store) -> str:
 
 
 def summary(store: Store, running: bool) -> dict[str, Any]:
-    """What ``gateway status`` reports: uri, round, state, devices, head."""
+    """What ``gateway status`` reports: uri, round, state, devices, head, what is on its way to devices."""
     opened, head = store.opened(), store.head()
     entries = bool(opened and next(store.accepted(opened.rid), None))
     state = ("collecting" if entries else "open") if opened else "idle"
@@ -168,6 +169,7 @@ def summary(store: Store, running: bool) -> dict[str, Any]:
         "devices": sum(d.state == "active" for d in store.devices()),
         "head": head.digest.hex(),
         "rollout": rollout(store),
+        "bundles": bundles.listed(store),
     }
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from fl_tiny.protocol.wire import Status
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 SCHEMA = """
 CREATE TABLE meta(key TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE device(did BLOB PRIMARY KEY, pk BLOB UNIQUE NOT NULL, psk BLOB NOT NULL, state TEXT NOT NULL, name TEXT,
@@ -37,6 +37,10 @@ CREATE TABLE rekey(did BLOB PRIMARY KEY, gen INT NOT NULL, pk BLOB, psk BLOB) ST
 CREATE TABLE wrong(token BLOB PRIMARY KEY, tries INT NOT NULL) STRICT;
 CREATE TABLE chunk(did BLOB NOT NULL, sid TEXT NOT NULL, at INT NOT NULL, rid BLOB NOT NULL, body BLOB NOT NULL,
   PRIMARY KEY(did, at)) STRICT;
+CREATE TABLE bundle(digest BLOB PRIMARY KEY, board TEXT UNIQUE NOT NULL, release TEXT NOT NULL, size INT NOT NULL,
+  share REAL NOT NULL) STRICT;
+CREATE TABLE runs(did BLOB PRIMARY KEY, board TEXT NOT NULL, release TEXT NOT NULL, refused BLOB, code INT,
+  why TEXT) STRICT;
 """
 MIGRATIONS = {  # from this version to the next
     1: """
@@ -57,6 +61,12 @@ CREATE TABLE wrong(token BLOB PRIMARY KEY, tries INT NOT NULL) STRICT;
     3: """
 CREATE TABLE chunk(did BLOB NOT NULL, sid TEXT NOT NULL, at INT NOT NULL, rid BLOB NOT NULL, body BLOB NOT NULL,
   PRIMARY KEY(did, at)) STRICT;
+""",
+    4: """
+CREATE TABLE bundle(digest BLOB PRIMARY KEY, board TEXT UNIQUE NOT NULL, release TEXT NOT NULL, size INT NOT NULL,
+  share REAL NOT NULL) STRICT;
+CREATE TABLE runs(did BLOB PRIMARY KEY, board TEXT NOT NULL, release TEXT NOT NULL, refused BLOB, code INT,
+  why TEXT) STRICT;
 """,
 }
 

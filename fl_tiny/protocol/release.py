@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Annotated
 
 from fl_tiny.errors import DataError
+from fl_tiny.protocol.fields import Key, blob, text, uint
 
 RELEASE_BYTES = 32
 NAME_BYTES = 64
+BUNDLE_LIMIT = 1 << 30  # bytes
+PIECE = 32_768  # bytes of a bundle in one answer, whole but for the last; its blocks go through a window
 TRAILER = 8  # bytes at a bundle's end: the length of the signed manifest before them, big endian
 MANIFEST_LIMIT = 65_536  # bytes of a signed manifest; RAUC's own limit is 64 MiB, ours have 1 to 3 KiB
 _RELEASE = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){0,5}", re.ASCII)
@@ -34,6 +38,24 @@ class Release:
     def rank(self) -> tuple[int, ...]:
         """A release of higher rank is newer; zeros at the end mean nothing."""
         return rank_of(self.number)
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A release that a device should fetch: SHA-256 and bytes of the file, the release's number."""
+
+    digest: Annotated[bytes, Key(1, blob(32))]
+    size: Annotated[int, Key(2, uint(1, BUNDLE_LIMIT))]
+    release: Annotated[str, Key(3, text(1, RELEASE_BYTES))]
+
+
+@dataclass(frozen=True, slots=True)
+class BundleRefusal:
+    """Why a device did not take a bundle, or left its release: 8 bytes of the digest, a problem code, a sentence."""
+
+    name: Annotated[bytes, Key(1, blob(8))]
+    code: Annotated[int, Key(2, uint(0, 99))]
+    why: Annotated[str, Key(3, text(0, 128))]
 
 
 def rank_of(number: str) -> tuple[int, ...]:

@@ -23,6 +23,7 @@ from fl_tiny.protocol.codepoints import Said as Said
 from fl_tiny.protocol.codepoints import Status as Status
 from fl_tiny.protocol.fields import Key, blob, from_map, many, number, part, text, to_map, uint
 from fl_tiny.protocol.preprocess import Preprocess, described
+from fl_tiny.protocol.release import NAME_BYTES, RELEASE_BYTES, Bundle, BundleRefusal
 
 VERSION = 1
 U16 = 0xFFFF
@@ -81,7 +82,7 @@ class Register:
     """A device that has come: who it is, which protocol versions it speaks, which encodings it can send.
 
     boots: how often its daemon has started.   boot: which start this is, at random.   Both tell copies of it apart.
-    encodings: absent: int8 alone.
+    encodings: absent: int8 alone.   board, release: of its system, where the gateway may offer it another one.
     """
 
     KIND: ClassVar[int] = 3
@@ -90,6 +91,8 @@ class Register:
     boots: Annotated[int | None, Key(4, uint(0, U32))] = None
     boot: Annotated[bytes | None, Key(5, blob(8))] = None
     encodings: Annotated[tuple[int, ...] | None, Key(6, many(uint(0, 255), 1, 8))] = None
+    board: Annotated[str | None, Key(7, text(1, NAME_BYTES))] = None
+    release: Annotated[str | None, Key(8, text(1, RELEASE_BYTES))] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +120,7 @@ class Heartbeat:
 
     lacks: bits of what training has to wait for; 1 memory, 2 temperature, 4 battery, 8 load; absent: nothing.
     model: the counter of the manifest held.   refusal: the newer model that this device did not take, said once.
+    bundle: the same of a release of its system.
     """
 
     KIND: ClassVar[int] = 5
@@ -125,12 +129,13 @@ class Heartbeat:
     lacks: Annotated[int | None, Key(3, uint(1, 15))] = None
     model: Annotated[int | None, Key(6, uint(1, U32))] = None
     refusal: Annotated[Refusal | None, Key(7, part(Refusal))] = None
+    bundle: Annotated[BundleRefusal | None, Key(8, part(BundleRefusal))] = None
 
 
 @dataclass(frozen=True, slots=True)
 class Next:
     """What a device should do next: poll again then, fetch the head of that epoch and version, answer that round, try
-    that model."""
+    that model, fetch that release of its system."""
 
     KIND: ClassVar[int] = 6
     poll_ms: Annotated[int, Key(1, MS)]
@@ -138,6 +143,7 @@ class Next:
     rid: Annotated[bytes | None, Key(3, RID)] = None
     epoch: Annotated[int | None, Key(4, EPOCH)] = None
     model: Annotated[int | None, Key(5, uint(1, U32))] = None
+    bundle: Annotated[Bundle | None, Key(6, part(Bundle))] = None
 
 
 @dataclass(frozen=True, slots=True)

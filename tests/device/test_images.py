@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fl_tiny.device.sources import Source, Wanted, open_samples
+from fl_tiny.device.sources.files import Source, Wanted, open_samples
 from fl_tiny.errors import ConfigError, DataError, EnvironmentFault
 from fl_tiny.learn.tflite import Model
 from fl_tiny.protocol.preprocess import Images

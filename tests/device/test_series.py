@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fl_tiny.device.dataset import Expected
-from fl_tiny.device.sources import Source, Wanted, open_samples
+from fl_tiny.device.sources.files import Source, Wanted, open_samples
 from fl_tiny.errors import DataError, FlTinyError
 from fl_tiny.protocol.preprocess import Series
 from tests.learn.tiny import taking

@@ -24,6 +24,8 @@ HELPERS = Path(__file__).parent / "layers"
 UNITS = ROOT / "deploy/systemd"
 VERSION = fl_tiny.__version__
 PYTHON = ROOT / "build/layers/bin/python"
+# Units with an [Install] that no layer enables: they stand instead of another one.
+NOT_ENABLED = {"fl-tiny-device.timer"}
 # What the Python Package Index calls otherwise, or what no layer needs since its Python is 3.11 or newer.
 NOT_NEEDED = {"tomli"}
 
@@ -66,6 +68,14 @@ def units() -> dict[str, str]:
     found |= {str(path.relative_to(UNITS)): path.read_text() for path in UNITS.glob("fl-tiny-*.d/*")}
     assert "fl-tiny-device.service" in found and "fl-tiny-.service.d/hardened.conf" in found
     return {name: text for name, text in found.items() if name.split("/")[0] not in ("tmpfiles.d", "sysusers.d")}
+
+
+def board() -> dict[str, str]:
+    """What makes a board's network follow provisioning: files of our images' overlay, by paths below /etc."""
+    etc = ROOT / "image/overlay/etc"
+    names = ("systemd/network/80-fl-tiny.network", "udev/rules.d/70-fl-tiny-wifi.rules")
+    drop_in = "systemd/system/wpa_supplicant@.service.d/fl-tiny.conf"
+    return {name: (etc / name).read_text() for name in (*names, drop_in)}
 
 
 def below(folder: Path) -> dict[str, str]:

@@ -14,7 +14,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.image.linters import HELPERS, LAYERS, ROOT, UNITS, VERSION, below, linters, needed, run, units
+from tests.image.linters import (
+    HELPERS,
+    LAYERS,
+    NOT_ENABLED,
+    ROOT,
+    UNITS,
+    VERSION,
+    below,
+    board,
+    linters,
+    needed,
+    run,
+    units,
+)
 
 TREE = LAYERS / "buildroot"
 PACKAGE = TREE / "package/fl-tiny"
@@ -114,6 +127,9 @@ def test_what_systemd_gets_is_every_unit_of_the_roles_chosen(tmp_path: Path, gat
     for folder, all_ in (("systemd/system", units()), ("tmpfiles.d", below(UNITS / "tmpfiles.d"))):
         wanted = {k: v for k, v in all_.items() if gateway or not k.startswith("fl-tiny-gateway.")}
         assert below(tmp_path / "usr/lib" / folder) == wanted
+    assert below(tmp_path / "etc") == board()
+    (preset,) = below(tmp_path / "usr/lib/systemd/system-preset").values()
+    assert set(re.findall(r"^disable (\S+)$", preset, re.MULTILINE)) == NOT_ENABLED
 
 
 def test_busybox_init_gets_a_script_that_waits_for_an_enrolled_board(tmp_path: Path) -> None:

@@ -17,7 +17,20 @@ from typing import Any
 
 import pytest
 
-from tests.image.linters import HELPERS, LAYERS, ROOT, UNITS, VERSION, below, linters, needed, run, units
+from tests.image.linters import (
+    HELPERS,
+    LAYERS,
+    NOT_ENABLED,
+    ROOT,
+    UNITS,
+    VERSION,
+    below,
+    board,
+    linters,
+    needed,
+    run,
+    units,
+)
 
 LAYER = LAYERS / "meta-fl-tiny"
 RECIPES = sorted(LAYER.rglob("*.bb"))
@@ -74,8 +87,6 @@ CORE = {
     *("pathlib", "platform", "re", "select", "selectors", "shutil", "signal", "stat", "struct", "subprocess", "sys"),
     *("textwrap", "threading", "time", "tokenize", "traceback", "types", "typing", "unicodedata", "weakref", "zlib"),
 }
-# Units that another one starts, or that stand instead of another one: installed, not enabled.
-NOT_ENABLED = {"fl-tiny-device.timer"}
 
 
 def parsed(recipe: Path, layer: Path = LAYER, *more: Path) -> dict[str, str]:
@@ -159,7 +170,7 @@ def test_the_recipe_needs_each_part_of_python_that_the_code_imports() -> None:
 def installed(into: Path) -> dict[str, str]:
     """Run the recipe's do_install on this checkout; what the recipe says, its paths those of the run."""
     said = parsed(MAIN)
-    script = re.sub(r"(?<= )/image(?=/)", str(into), said["do_install"]).replace(said["S"], str(ROOT))
+    script = said["do_install"].replace("@D@", str(into)).replace(said["S"], str(ROOT))
     done = run("/bin/sh", "-euc", script)
     assert done.returncode == 0, done.stderr
     return said
@@ -169,6 +180,13 @@ def test_what_the_recipe_installs_is_every_unit_and_what_belongs_to_it(tmp_path:
     said = installed(tmp_path)
     assert below(tmp_path / "usr/lib/systemd/system") == units()
     assert below(tmp_path / "usr/lib/tmpfiles.d") == below(UNITS / "tmpfiles.d")
+    assert (
+        "ExecStart=/usr/sbin/wpa_supplicant "
+        in below(tmp_path / "etc")["systemd/system/wpa_supplicant@.service.d/fl-tiny.conf"]
+    )
+    assert {
+        name: text.replace("/usr/sbin/wpa", "/sbin/wpa") for name, text in below(tmp_path / "etc").items()
+    } == board()
     packed = [pattern for package in said["PACKAGES"].split() for pattern in said[f"FILES:{package}"].split()]
     for path in tmp_path.rglob("*"):
         inside = f"/{path.relative_to(tmp_path)}"
@@ -182,7 +200,7 @@ def test_the_provisioning_file_is_that_of_all_images(tmp_path: Path) -> None:
     said = installed(tmp_path)
     wanted = (ROOT / "image/templates/fl-tiny.toml").read_bytes()
     assert (tmp_path / said["FILES:fl-tiny-provisioning"].strip().lstrip("/")).read_bytes() == wanted
-    script = said["do_deploy"].replace("/deploy/fl", f"{tmp_path}/fl").replace(said["S"], str(ROOT))
+    script = said["do_deploy"].replace("@DEPLOYDIR@", str(tmp_path)).replace(said["S"], str(ROOT))
     assert run("/bin/sh", "-euc", script).returncode == 0
     assert (tmp_path / "fl-tiny.toml").read_bytes() == wanted
 
@@ -193,7 +211,9 @@ def test_every_unit_that_a_boot_should_start_is_enabled_by_the_recipe() -> None:
         name for package in ("fl-tiny", "fl-tiny-gateway") for name in said[f"SYSTEMD_SERVICE:{package}"].split()
     }
     wanted = {name for name, text in units().items() if "\n[Install]\n" in text}
-    assert enabled == wanted - NOT_ENABLED, "name it in SYSTEMD_SERVICE of fl-tiny_*.bb, or in NOT_ENABLED here"
+    assert enabled == wanted - NOT_ENABLED, (
+        "name it in SYSTEMD_SERVICE of fl-tiny_*.bb, or in NOT_ENABLED of linters.py"
+    )
 
 
 def test_the_user_is_the_one_of_the_services() -> None:
@@ -219,13 +239,21 @@ def test_bitbake_fetches_this_checkout(tmp_path: Path) -> None:
         assert name in head and (tree / name).is_file()
 
 
-def test_the_image_takes_the_device_and_its_provisioning_file() -> None:
+def test_the_image_takes_the_device_and_what_provisioning_says(tmp_path: Path) -> None:
     image = parsed(LAYER / "recipes-fl/images/fl-tiny-image.bb")
     group = parsed(LAYER / "recipes-fl/packagegroups/packagegroup-fl-tiny.bb")
     assert image["IMAGE_INSTALL"].split() == ["packagegroup-fl-tiny"] and image["IMAGE_BOOT_FILES"].split() == [
         "fl-tiny.toml"
     ]
-    assert "fl-tiny" in group["RDEPENDS:packagegroup-fl-tiny"].split()
+    assert {"fl-tiny", "fl-tiny-board"} <= set(group["RDEPENDS:packagegroup-fl-tiny"].split())
+    sshd = tmp_path / "etc/ssh/sshd_config"
+    sshd.parent.mkdir(parents=True)
+    sshd.write_text("PermitRootLogin prohibit-password\nAuthorizedKeysFile\t.ssh/authorized_keys\n")
+    assert image["ROOTFS_POSTPROCESS_COMMAND"].strip(" ;") == "fl_tiny_ssh"
+    assert run("/bin/sh", "-euc", image["fl_tiny_ssh"].replace("@ROOTFS@", str(tmp_path))).returncode == 0
+    assert re.findall(r"AuthorizedKeysFile\s.*", sshd.read_text()) == [
+        "AuthorizedKeysFile /run/fl-tiny/ssh/authorized_keys"
+    ]
     assert not {"empty-root-password", "allow-empty-password", "debug-tweaks"} & set(image["IMAGE_FEATURES"].split())
 
 

@@ -6,8 +6,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 from e2e.fleet import MODEL
+
+from fl_tiny.learn.tflite import read_model
 
 from . import debian
 from .debian import Machine, until
@@ -15,6 +18,7 @@ from .debian import Machine, until
 pytestmark = pytest.mark.skipif(bool(debian.missing()), reason=f"no Debian root here: {debian.missing()}")
 
 PROVISION, ENROLL, DEVICE = "fl-tiny-provision.service", "fl-tiny-enroll.service", "fl-tiny-device.service"
+SOURCE = "fl-tiny-source.service"
 GW, DEV, PENDING = "/var/lib/fl-tiny/gateway", "/var/lib/fl-tiny/device", "/var/lib/fl-tiny/device/secret/pairing_code"
 
 
@@ -31,10 +35,11 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
 
 
 def test_the_units_are_without_fault_and_quiet_without_a_card(machine: Machine) -> None:
-    assert machine.run("systemd-analyze", "verify", "--man=no", PROVISION, ENROLL) == ""
+    assert machine.run("systemd-analyze", "verify", "--man=no", PROVISION, ENROLL, SOURCE) == ""
     machine.run("systemd-analyze", "security", "--threshold=20", ENROLL)
+    machine.run("systemd-analyze", "security", "--threshold=25", SOURCE)
     machine.run("systemd-analyze", "security", "--threshold=60", PROVISION)
-    for unit in (PROVISION, ENROLL):
+    for unit in (PROVISION, ENROLL, SOURCE):
         assert machine.run("systemctl", "is-enabled", unit).strip() == "enabled"
     assert machine.run("systemctl", "list-units", "--failed", "--plain", "--no-legend", "fl-tiny-*") == ""
 
@@ -47,6 +52,7 @@ def test_a_card_makes_the_board_a_device_that_runs(machine: Machine) -> None:
     card = (
         f'pairing_code = "{code}"\n[board]\nname = "hall"\n[network]\naddress = "10.9.8.7/24"\ngateway = "10.9.8.1"\n'
     )
+    card += '[source]\nkind = "spool"\nevery = 0.2\n'
     (machine.root / "boot/fl-tiny.toml").write_text(card)
     machine.run("systemctl", "start", PROVISION)
     assert machine.run("hostname").strip() == "hall"
@@ -56,6 +62,23 @@ def test_a_card_makes_the_board_a_device_that_runs(machine: Machine) -> None:
     until(lambda: machine.show(DEVICE)["ActiveState"] == "active", "device that runs")
     assert machine.run("cat", PENDING) == "" and code not in (machine.root / "boot/fl-tiny.toml").read_text()
     assert [row["name"] for row in machine.report("gateway", "devices", GW)] == ["hall"]
+
+
+def test_the_source_service_starts_with_the_device_and_learns_what_a_program_drops(machine: Machine) -> None:
+    until(lambda: machine.show(SOURCE)["ActiveState"] == "active", "source service")
+    shape = read_model(MODEL.read_bytes()).input.shape[1:]
+    np.save(machine.root / "a.npy", np.zeros(shape, np.int8))
+    drop = "cd /var/lib/fl-tiny/spool; mkdir -p -m 2770 $1; cp /a.npy $1/.a.npy; mv $1/.a.npy $1/a.npy"
+    machine.run("setpriv", "--reuid=4321", "--regid=fl-tiny", "--clear-groups", "sh", "-ec", drop, "sh", "2")
+    spool = machine.root / "var/lib/fl-tiny/spool"
+    until(lambda: not (spool / "2/a.npy").exists(), "sample", 60)
+    assert machine.report("samples", "stats", DEV)["classes"] == {"2": 1}, machine.journal(SOURCE)
+    assert machine.run("stat", "-c", "%U:%G %a", "/run/fl-tiny/source/socket").strip() == "fl-tiny:fl-tiny 660"
+    status = machine.run("cat", f"/proc/{machine.pid(SOURCE)}/status")
+    assert "CapEff:\t0000000000000000" in status and "NoNewPrivs:\t1" in status
+    rest = machine.run("cat", f"/proc/{machine.pid(SOURCE)}/smaps_rollup")
+    print(status.split("VmRSS:")[1].split("\n")[0], rest.split("Pss:")[1].split("\n")[0])
+    print(machine.show(SOURCE)["MemoryCurrent"], machine.show(SOURCE).get("MemoryPeak"))
 
 
 def test_networkd_takes_the_settings(machine: Machine) -> None:

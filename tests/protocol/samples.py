@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from fl_tiny.protocol import rekey, submission, wire
 from fl_tiny.protocol.preprocess import Audio, Images, Series
+from fl_tiny.protocol.release import Bundle, BundleRefusal
 
 DID, RID, SID, H, PK = b"d" * 16, b"r" * 8, b"s" * 8, b"h" * 32, b"p" * 32
 
@@ -15,11 +16,14 @@ MESSAGES = {
     "register": wire.Register(DID, (1,)),
     "register-boot": wire.Register(DID, (1,), 4_294_967_295, b"b" * 8),
     "register-encodings": wire.Register(DID, (1,), encodings=(0, 1, 2)),
+    "register-board": wire.Register(DID, (1,), 4, b"b" * 8, (0, 1, 2), "fl-tiny-rpi-4", "2026.11.24"),
     "registered": wire.Registered(1, 60_000),
     "registered-full": wire.Registered(1, 60_000, 2),
     "heartbeat": wire.Heartbeat(0, 4_294_967_295),
     "heartbeat_lacks": wire.Heartbeat(3, 40, 9),
     "heartbeat-model": wire.Heartbeat(3, 60, None, 1, wire.Refusal(2, 21, "it says the same of every input")),
+    "heartbeat-bundle": wire.Heartbeat(3, 60, None, 1, None, BundleRefusal(SID, 21, "it did not come up")),
+    "next-bundle": wire.Next(60_000, 7, bundle=Bundle(H, 1_073_741_824, "2026.11.24")),
     "next-model": wire.Next(60_000, 7, None, None, 2),
     "next-least": wire.Next(0, 0),
     "next-full": wire.Next(86_400_000, 7, RID, 2),

@@ -26,6 +26,7 @@ HERE = Path(__file__).parent
 SAID = (
     *("PN", "PV", "LICENSE", "LIC_FILES_CHKSUM", "SRC_URI", "S", "PACKAGES", "USERADD_PARAM", "FILES", "RDEPENDS"),
     *("SYSTEMD_SERVICE", "IMAGE_INSTALL", "IMAGE_BOOT_FILES", "IMAGE_FEATURES", "do_install", "do_deploy"),
+    *("fl_tiny_ssh", "ROOTFS_POSTPROCESS_COMMAND"),
 )
 
 

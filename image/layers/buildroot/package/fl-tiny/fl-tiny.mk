@@ -45,12 +45,25 @@ FL_TINY_POST_INSTALL_TARGET_HOOKS += FL_TINY_INSTALL_STATE
 # unless that is wanted
 FL_TINY_NOT = $(if $(BR2_PACKAGE_FL_TINY_GATEWAY),,fl-tiny-gateway.*)
 
+# How a board's network takes what provisioning says of it; as in our own
+# images. Buildroot's /sbin is /usr/sbin.
+FL_TINY_OVERLAY = $(BR2_EXTERNAL_FL_TINY_PATH)/../../overlay/etc
+FL_TINY_BOARD = \
+	systemd/network/80-fl-tiny.network \
+	systemd/system/wpa_supplicant@.service.d/fl-tiny.conf \
+	udev/rules.d/70-fl-tiny-wifi.rules
+
 define FL_TINY_INSTALL_INIT_SYSTEMD
 	cd $(@D)/deploy/systemd && find fl-tiny-* -type f ! -name "$(FL_TINY_NOT)" \
 		-exec $(INSTALL) -D -m 0644 {} \
 			$(TARGET_DIR)/usr/lib/systemd/system/{} \;
 	cd $(@D)/deploy/systemd/tmpfiles.d && find . -type f ! -name "$(FL_TINY_NOT)" \
 		-exec $(INSTALL) -D -m 0644 {} $(TARGET_DIR)/usr/lib/tmpfiles.d/{} \;
+	$(foreach file,$(FL_TINY_BOARD),\
+		$(INSTALL) -D -m 0644 $(FL_TINY_OVERLAY)/$(file) $(TARGET_DIR)/etc/$(file)
+	)
+	$(INSTALL) -D -m 0644 $(FL_TINY_PKGDIR)/fl-tiny.preset \
+		$(TARGET_DIR)/usr/lib/systemd/system-preset/80-fl-tiny.preset
 endef
 
 define FL_TINY_INSTALL_INIT_SYSV

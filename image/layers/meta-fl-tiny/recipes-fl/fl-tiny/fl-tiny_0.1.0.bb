@@ -21,7 +21,7 @@ inherit python_setuptools_build_meta systemd useradd features_check deploy
 
 REQUIRED_DISTRO_FEATURES = "systemd"
 
-PACKAGE_BEFORE_PN = "${PN}-gateway ${PN}-provisioning"
+PACKAGE_BEFORE_PN = "${PN}-board ${PN}-gateway ${PN}-provisioning"
 
 USERADD_PACKAGES = "${PN}"
 USERADD_PARAM:${PN} = "\
@@ -29,10 +29,21 @@ USERADD_PARAM:${PN} = "\
     --shell ${base_sbindir}/nologin fl-tiny \
 "
 
-# The device waits, enabled, until the board is enrolled. The gateway's package is installed where a gateway is wanted.
+# Each is quiet until it has something to do. The gateway's package is installed where a gateway is wanted.
 SYSTEMD_PACKAGES = "${PN} ${PN}-gateway"
-SYSTEMD_SERVICE:${PN} = "fl-tiny-device.service"
+SYSTEMD_SERVICE:${PN} = "\
+    fl-tiny-confirm.service \
+    fl-tiny-device.service \
+    fl-tiny-enroll.service \
+    fl-tiny-provision.service \
+"
 SYSTEMD_SERVICE:${PN}-gateway = "fl-tiny-gateway.service"
+
+FL_TINY_BOARD = "\
+    ${sysconfdir}/systemd/network/80-fl-tiny.network \
+    ${sysconfdir}/systemd/system/wpa_supplicant@.service.d/fl-tiny.conf \
+    ${sysconfdir}/udev/rules.d/70-fl-tiny-wifi.rules \
+"
 
 do_install:append() {
     install -d ${D}${systemd_system_unitdir} ${D}${nonarch_libdir}/tmpfiles.d
@@ -41,6 +52,13 @@ do_install:append() {
         -exec install -D -m 0644 {} ${D}${systemd_system_unitdir}/{} \;)
     install -m 0644 ${S}/deploy/systemd/tmpfiles.d/*.conf ${D}${nonarch_libdir}/tmpfiles.d/
     install -D -m 0600 ${S}/image/templates/fl-tiny.toml ${D}/boot/fl-tiny.toml
+
+    # How a board's network takes what provisioning says of it; as in our own images
+    for file in ${FL_TINY_BOARD}; do
+        install -D -m 0644 "${S}/image/overlay$file" "${D}$file"
+    done
+    sed -i 's,/sbin/wpa_supplicant,${sbindir}/wpa_supplicant,' \
+        ${D}${sysconfdir}/systemd/system/wpa_supplicant@.service.d/fl-tiny.conf
 }
 
 # With nothing set. IMAGE_BOOT_FILES can name it, and whoever flashes a card fills it in.
@@ -50,6 +68,7 @@ do_deploy() {
 addtask deploy after do_install before do_build
 
 FILES:${PN} += "${systemd_system_unitdir} ${nonarch_libdir}/tmpfiles.d"
+FILES:${PN}-board += "${FL_TINY_BOARD}"
 FILES:${PN}-gateway += "\
     ${nonarch_libdir}/tmpfiles.d/fl-tiny-gateway.conf \
     ${systemd_system_unitdir}/fl-tiny-gateway.service \
@@ -85,4 +104,5 @@ RDEPENDS:${PN} += "\
     python3-sqlite3 \
     python3-tomllib \
 "
+RDEPENDS:${PN}-board = "${PN} wireless-regdb-static wpa-supplicant"
 RDEPENDS:${PN}-gateway = "${PN}"

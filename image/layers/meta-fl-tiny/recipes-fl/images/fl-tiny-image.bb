@@ -18,3 +18,11 @@ IMAGE_INSTALL:append = " packagegroup-fl-tiny"
 # For machines whose boot partition is made from IMAGE_BOOT_FILES, such as those of meta-raspberrypi
 IMAGE_BOOT_FILES:append = " fl-tiny.toml"
 do_image_wic[depends] += "fl-tiny:do_deploy"
+
+# Nobody gets in but by a key that provisioning brought
+fl_tiny_ssh() {
+    sed -i -e '/^AuthorizedKeysFile/d' -e '1i AuthorizedKeysFile /run/fl-tiny/ssh/authorized_keys' \
+        ${IMAGE_ROOTFS}${sysconfdir}/ssh/sshd_config
+}
+fl_tiny_ssh[doc] = "Let sshd read the keys that provisioning brings, and no others"
+ROOTFS_POSTPROCESS_COMMAND += "fl_tiny_ssh"

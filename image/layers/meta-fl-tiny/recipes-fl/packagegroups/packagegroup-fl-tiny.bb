@@ -8,7 +8,6 @@ inherit packagegroup
 
 RDEPENDS:${PN} = "\
     fl-tiny \
+    fl-tiny-board \
     iproute2 \
-    wireless-regdb-static \
-    wpa-supplicant \
 "

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Samples from what people have: arrays, folders of pictures or of recordings, a table; all read alike."""
+"""Samples from files that people have: arrays, folders of pictures or of recordings, a table; all read alike."""
 
 from __future__ import annotations
 

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The service that takes samples as they come: from the spool, the socket, the camera; it holds no numpy."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fl_tiny.board import Source
+from fl_tiny.device.pipes import Header
+from fl_tiny.device.recent import Predicted, Recent
+from fl_tiny.device.sources import messages, spool, v4l2
+from fl_tiny.device.sources.button import Button
+from fl_tiny.device.sources.inference import Inference
+from fl_tiny.device.sources.listener import listening
+from fl_tiny.errors import DataError, EnvironmentFault
+
+log = logging.getLogger(__name__)
+
+Emit = Callable[[str, dict[str, Any]], None]
+Label = int | str | None
+AGAIN_S, AGAIN_LIMIT_S = 5.0, 300.0  # guess: from a fault of the machine to the next try
+WIDTH, HEIGHT = 640, 480  # what nearly every camera gives; a driver takes the nearest it has
+
+
+class Service:
+    """One device's sources. ``run`` ends by cancellation."""
+
+    def __init__(self, directory: Path, settings: Source, emit: Emit, ioctl: v4l2.Ioctl = fcntl.ioctl) -> None:
+        self._ioctl = ioctl  # where the kernel begins
+        self._settings, self._emit = settings, emit
+        self._inference = Inference(directory)
+        self._turn = asyncio.Lock()  # one question at a time
+        self._recent = Recent(settings.kept, settings.kept_minutes * 60)
+        self._label: Label = None  # of the camera's frames, as a program said
+        self._last: messages.Answer | None = None
+
+    async def run(self) -> None:
+        """Take what comes. Raises: EnvironmentFault when there can be no socket."""
+        work = {"spool": self._watch_spool, "camera": self._watch_camera}.get(self._settings.kind)
+        async with listening(Path(self._settings.socket), self.answer):
+            self._emit("listening", {"socket": self._settings.socket, "kind": self._settings.kind})
+            log.info("takes samples kind=%s socket=%s", self._settings.kind, self._settings.socket)
+            try:
+                await asyncio.gather(self._give_back_memory(), *([work()] if work else []))
+            finally:
+                self._inference.end()
+
+    async def answer(self, request: messages.Request) -> messages.Answer:
+        """What becomes of a program's request. Raises: DataError, EnvironmentFault."""
+        if isinstance(request, messages.Label):
+            self._label = request.label
+            return messages.Answer(messages.DONE)
+        if isinstance(request, messages.Last):
+            return self._last or messages.Answer(messages.REFUSED, why="no frame has been predicted")
+        if isinstance(request, messages.Correct):
+            return await self._correct(request)
+        if isinstance(request, messages.Sample):
+            header: Header = {"op": "array", "dtype": request.dtype, "label": request.label}
+        else:
+            header = {"op": "file", "suffix": f".{request.suffix}", "label": request.label}
+        return await self._given(header, request.data, "socket")
+
+    async def _correct(self, request: messages.Correct) -> messages.Answer:
+        found = self._recent.get(request.id, time.monotonic())
+        if found is None:
+            raise DataError("no such prediction is kept", hint="it is corrected already, or too old")
+        header = {"op": "correct", "meant": found.meant.hex(), "runtime": found.runtime, "label": request.label}
+        answer = await self._given(header, found.features, "correction")
+        self._recent.drop(request.id)
+        return answer
+
+    async def _given(self, header: Header, body: bytes, origin: str) -> messages.Answer:
+        """One question to the child. Raises: DataError, EnvironmentFault."""
+        async with self._turn:
+            answer, features = await asyncio.to_thread(self._inference.ask, header, body)
+        if "added" in answer:
+            self._emit("sample", {"from": origin, "added": answer["added"]})
+            return messages.Answer(messages.DONE, added=answer["added"])
+        kept = Predicted(features, bytes.fromhex(answer["meant"]), answer["runtime"])
+        name = self._recent.put(kept, time.monotonic())
+        self._emit("predicted", {"from": origin, "id": name.hex(), "class": answer["class"], "name": answer["name"]})
+        return messages.Answer(messages.DONE, id=name, number=answer["class"], name=answer["name"])
+
+    # ---- the spool ------------------------------------------------------------------------------------------
+
+    async def _watch_spool(self) -> None:
+        place, failures = Path(self._settings.spool), 0
+        while True:
+            try:
+                for found in spool.dropped(place):
+                    await self._take(place, found)
+                failures = 0
+            except EnvironmentFault as fault:
+                log.warning("spool waits why=%r", str(fault))
+                await asyncio.sleep(min(AGAIN_S * 2**failures, AGAIN_LIMIT_S))
+                failures += 1
+            await asyncio.sleep(self._settings.every)
+
+    async def _take(self, place: Path, found: spool.Dropped) -> None:
+        """Learn a file and remove it, or put it aside. Raises: EnvironmentFault when it must wait, and stays."""
+        suffix = found.path.suffix.lower()
+        try:
+            if found.fault:
+                raise DataError(found.fault)
+            if found.label is None and suffix not in (".npz", ".csv"):
+                raise DataError("nobody says its label", hint="a folder named by it, or FILE.label beside it")
+            header = {"op": "file", "suffix": suffix, "label": found.label, "path": str(found.path)}
+            await self._given({**header, "once": found.once}, b"", "spool")
+        except DataError as fault:
+            spool.reject(place, found, str(fault))
+            log.warning("file rejected file=%s why=%r", found.path.name, str(fault))
+            self._emit("rejected", {"file": found.path.name, "why": str(fault)})
+        else:
+            spool.remove(found)
+
+    # ---- the camera -----------------------------------------------------------------------------------------
+
+    async def _watch_camera(self) -> None:
+        failures = 0
+        while True:
+            try:
+                await self._look()
+            except EnvironmentFault as fault:
+                pause = min(AGAIN_S * 2**failures, AGAIN_LIMIT_S)
+                log.warning("camera waits why=%r again_s=%.0f", str(fault), pause)
+                failures += 1
+                await asyncio.sleep(pause)
+
+    async def _look(self) -> None:
+        """Frame after frame, until something is lost. Raises: EnvironmentFault."""
+        button = Button(self._settings.button, self._ioctl) if self._settings.button else None
+        camera: v4l2.Camera | None = None
+        try:
+            path = Path(self._settings.camera)
+            camera = await asyncio.to_thread(v4l2.Camera, path, WIDTH, HEIGHT, self._ioctl)
+            while True:
+                frame = await asyncio.to_thread(camera.frame)
+                label = self._settings.button_label if button is not None and button.pressed() else self._said()
+                shape = {"width": frame.width, "height": frame.height, "stride": frame.stride}
+                header = {"op": "frame", "format": frame.format, **shape, "label": label}
+                try:
+                    answer = await self._given(header, frame.data, "camera")
+                    self._last = answer if answer.id is not None else self._last
+                except DataError as fault:
+                    log.warning("frame passed over why=%r", str(fault))
+                await asyncio.sleep(self._settings.every)
+        finally:
+            for each in (camera, button):
+                if each is not None:
+                    each.close()
+
+    def _said(self) -> Label:
+        """The label of what the camera sees: as a program said, else by the file."""
+        if self._label is not None or self._settings.label_file is None:
+            return self._label
+        try:
+            with Path(self._settings.label_file).open("rb") as file:
+                return file.readline(spool.MAX_LABEL + 1).decode().strip() or None
+        except (OSError, UnicodeDecodeError):
+            return None
+
+    async def _give_back_memory(self) -> None:
+        while True:
+            await asyncio.sleep(5)
+            async with self._turn:
+                self._inference.rest()
