@@ -26,6 +26,10 @@ def add(parent: Any) -> None:
         "--release", type=dotted, metavar="N.N", help="by which boards tell older bundles (default: version.time)"
     )
     p.add_argument("--work", type=Path, metavar="DIR3", help="what is kept for the next build (default: build/image)")
+    what = "keep versions and digests of Debian's packages; without it a build is held to those that are kept"
+    locks = p.add_mutually_exclusive_group()
+    locks.add_argument("--update-lock", action="store_true", help=what)
+    locks.add_argument("--no-lock", action="store_true", help="take what the mirror has now, whatever was kept")
     p = command(sub, "provision", provision, "fl-tiny image provision board.img --config fl-tiny.toml")
     p.add_argument("image", type=Path, metavar="IMG", help="an image that is not compressed; it is changed")
     p.add_argument("--config", type=Path, metavar="F", help="settings for the board, as on a card")
@@ -99,7 +103,8 @@ def build(args: argparse.Namespace) -> None:
     top = recipes.resolve().parent
     packages, work = args.packages or top / "dist/deb", args.work or top / "build/image"
     epoch = _epoch(top)
-    places = Places(recipes, packages, work.resolve(), epoch, progress)
+    lock = None if args.no_lock else recipes / "lock" / f"{args.board}.toml"
+    places = Places(recipes, packages, work.resolve(), epoch, lock, args.update_lock, progress)
     steps = _steps(args, args.release or f"{__version__}.{epoch}")
     made = {kind: str(path) for kind, path in build(steps, places, args.out).items()}
     show(args, made, "\n".join(f"{kind}  {path}" for kind, path in made.items()))

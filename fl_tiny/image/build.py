@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fl_tiny.errors import ConfigError, EnvironmentFault
-from fl_tiny.image import plan, tools
+from fl_tiny.image import bill, plan, tools
 from fl_tiny.image.boards import ALIGN_MIB
 from fl_tiny.image.plan import MIB
 
@@ -31,12 +31,15 @@ NEEDS = (
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where things are: recipes, our packages, work that is kept; how progress is told; the commit's time."""
+    """Where things are: recipes, our packages, work that is kept; the commit's time; the lock; how
+    progress is told."""
 
     recipes: Path
     packages: Path
     work: Path
     epoch: int
+    lock: Path | None
+    update_lock: bool
     say: Callable[[str], None]
 
 
@@ -49,12 +52,18 @@ def build(steps: tuple[plan.Step, ...], places: Places, out: Path) -> dict[str, 
     assert isinstance(data_step, plan.Data) and isinstance(disk_step, plan.Disk) and isinstance(papers, plan.Papers)
     out.mkdir(parents=True, exist_ok=True)
     root = make_root(root_step, places)
+    packages = bill.known(root / "fetched/installed.txt", root / "fetched/fetched.txt")
+    if places.lock is not None and places.update_lock:
+        bill.write_lock(places.lock, packages)
+    elif places.lock is not None and places.lock.exists():
+        bill.hold_to(places.lock, packages)
     slot = make_slot(slot_step, root, places)
     boot = make_boot(boot_step, root, slot, places)
     data = make_data(data_step, places)
     image = out / f"{papers.stem}.img"
     make_disk(disk_step, {"boot": boot, "slot-a": slot / "slot.squashfs", "data": data}, image, places)
-    return {"image": image, **make_papers(papers, image, places)}
+    lists = make_bill(papers, packages, slot, out, places.epoch)
+    return {"image": image, **make_papers(image, places), **lists}
 
 
 def foreign(say: Callable[[str], None]) -> None:
@@ -154,10 +163,8 @@ def _settings(step: plan.Slot, ours: list[Path], places: Places, settings: Path)
     (overlay / "etc/rauc").mkdir()
     for slot in ("@SLOT_A@", "@SLOT_B@"):  # RAUC wants a device where the kernel takes an id
         words[slot] = words[slot].replace("PARTUUID=", "/dev/disk/by-partuuid/")
-    rauc = places.recipes / "templates/rauc-system.conf"
-    if rauc.is_file():
-        shutil.copy(rauc, overlay / "etc/rauc/system.conf")
-        _fill(overlay / "etc/rauc/system.conf", words)
+    shutil.copy(places.recipes / "templates/rauc-system.conf", overlay / "etc/rauc/system.conf")
+    _fill(overlay / "etc/rauc/system.conf", words)
     if step.ca:
         shutil.copy(step.ca, overlay / "etc/rauc/keyring.pem")
     (settings / "debs").mkdir()
@@ -222,7 +229,7 @@ def _fat(step: plan.Boot, tree: Path, made: Path, epoch: int) -> None:
 
 def make_data(step: plan.Data, places: Places) -> Path:
     """An empty ext4 as a file."""
-    made = places.work / "datas" / f"{step.uuid}-{step.size_mib}.ext4"
+    made = places.work / "datas" / f"{step.uuid}-{step.size_mib}-{places.epoch}.ext4"
     if not made.exists():
         made.parent.mkdir(parents=True, exist_ok=True)
         draft = made.with_suffix(".part")
@@ -264,13 +271,26 @@ def make_disk(step: plan.Disk, parts: dict[str, Path], image: Path, places: Plac
     shutil.rmtree(work)
 
 
-def make_papers(step: plan.Papers, image: Path, places: Places) -> dict[str, Path]:
-    """What lies beside an image."""
+def make_papers(image: Path, places: Places) -> dict[str, Path]:
+    """The block map and the compressed form of an image."""
     places.say("papers: block map, compressed image")
     bmap, packed = image.with_suffix(".bmap"), image.with_suffix(".img.xz")
     tools.run("bmaptool", "create", "-o", bmap, image)
     tools.run("xz", "-k", "-f", "-T2", "-3", "--block-size=16MiB", image)
     return {"bmap": bmap, "compressed": packed}
+
+
+def make_bill(step: plan.Papers, packages: list[bill.Package], slot: Path, out: Path, epoch: int) -> dict[str, Path]:
+    """What the image is made of, as SPDX, and its licences as text."""
+    every = sorted([*packages, *bill.ours(slot / "packages.tsv", packages)], key=lambda each: each.name)
+    with tempfile.TemporaryDirectory() as folder:
+        tools.run("unsquashfs", "-f", "-q", "-n", "-d", folder, slot / "slot.squashfs", "usr/share/doc")
+        licences = bill.licences(Path(folder, "usr/share/doc"))
+    made = tools.run("date", "-u", "-d", f"@{epoch}", "+%Y-%m-%dT%H:%M:%SZ").strip()
+    spdx, text = out / f"{step.stem}.spdx.json", out / f"{step.stem}.licences.txt"
+    spdx.write_text(bill.as_spdx(step.stem, made, every, licences))
+    text.write_text(bill.as_text(every, licences))
+    return {"sbom": spdx, "licences": text}
 
 
 def _fill(path: Path, words: dict[str, str]) -> None:
