@@ -101,6 +101,7 @@ def make_root(step: plan.Root, places: Places) -> Path:
         command += [f"--customize-hook={line}" for line in _fetching(step, draft)]
         command += [step.suite, draft / "root.tar"]
         settings = {"SOURCE_DATE_EPOCH": str(places.epoch), "INITRD": "No"}  # the slot's step makes it, once
+        (draft / "epoch").write_text(f"{places.epoch}\n")
         tools.run(*command, env=settings, log=draft.with_suffix(".log"))
     return made
 
@@ -141,7 +142,7 @@ def make_slot(step: plan.Slot, root: Path, places: Places) -> Path:
     places.say(f"slot: {', '.join(path.name for path in ours)}; the initrd, modules, squashfs; a minute or two")
     with _draft(made) as draft:
         settings = draft / "settings"
-        _settings(step, ours, places, settings)
+        _settings(step, ours, root, places, settings)
         helper = ["unshare", "-m", "-p", "-f", "--kill-child"]
         if os.geteuid() != 0:
             helper = ["mmdebstrap", "--unshare-helper", *helper]
@@ -153,7 +154,7 @@ def make_slot(step: plan.Slot, root: Path, places: Places) -> Path:
     return made
 
 
-def _settings(step: plan.Slot, ours: list[Path], places: Places, settings: Path) -> None:
+def _settings(step: plan.Slot, ours: list[Path], root: Path, places: Places, settings: Path) -> None:
     """What hooks/compose reads."""
     shutil.copytree(places.recipes / "hooks", settings)
     overlay = settings / "overlay"
@@ -174,6 +175,7 @@ def _settings(step: plan.Slot, ours: list[Path], places: Places, settings: Path)
     for name in ("enable", "mask", "modules", "initrd", "device_trees", "remove"):
         (settings / name).write_text("".join(f"{line}\n" for line in getattr(step, name)))
     (settings / "epoch").write_text(f"{places.epoch}\n")
+    shutil.copy(root / "epoch", settings / "root_epoch")
 
 
 def _ours(folder: Path, name: str) -> Path:
