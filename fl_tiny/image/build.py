@@ -56,7 +56,7 @@ def build(steps: tuple[plan.Step, ...], places: Places, out: Path) -> dict[str, 
     image = out / f"{papers.stem}.img"
     make_disk(disk_step, {"boot": boot, "slot-a": slot / "slot.squashfs", "data": data}, image, places)
     lists = make_bill(papers, packages, slot, out, places.epoch)
-    return {"image": image, **make_papers(image, places), **lists}
+    return {"image": image, **make_papers(papers.title, image, places), **lists}
 
 
 def make_release(steps: tuple[plan.Step, ...], places: Places) -> tuple[Path, list[bill.Package], Path]:
@@ -101,12 +101,10 @@ def make_root(step: plan.Root, places: Places) -> Path:
     with _draft(made) as draft:
         mode = "root" if os.geteuid() == 0 else "unshare"
         command: list[object] = ["mmdebstrap", f"--mode={mode}", "--variant=minbase", "--architectures=arm64"]
-        command += [f"--components={COMPONENTS}", f"--include={','.join(_chosen(step))}"]
+        command += [f"--components={COMPONENTS}", f"--include={','.join(step.packages)}"]
         command += [f"--dpkgopt=path-exclude={each}" for each in LEFT_OUT]
         command += ["--dpkgopt=path-include=/usr/share/doc/*/copyright"]
-        if step.backports:
-            line = f"sed -n 's/ {step.suite} / {step.backports} /p;1q' \"$1/etc/apt/sources.list\""
-            command += [f'--setup-hook={line} > "$1/etc/apt/sources.list.d/backports.list"']
+        command += [f"--setup-hook={line}" for line in _backports(step)]
         command += [f"--customize-hook={line}" for line in _fetching(step, draft)]
         command += [step.suite, draft / "root.tar"]
         settings = {"SOURCE_DATE_EPOCH": str(places.epoch), "INITRD": "No"}  # the slot's step makes it, once
@@ -114,10 +112,13 @@ def make_root(step: plan.Root, places: Places) -> Path:
     return made
 
 
-def _chosen(step: plan.Root) -> Iterator[str]:
-    """The packages as apt is asked for them."""
-    for name in step.packages:
-        yield f"{name}/{step.backports}" if step.backports and name.startswith("linux-image") else name
+def _backports(step: plan.Root) -> Iterator[str]:
+    """Hooks by which kernels, and they alone, come from the suite's backports, from wherever the suite itself comes."""
+    if step.backports:
+        line = f"sed -n 's/ {step.suite} / {step.backports} /p;1q' \"$1/etc/apt/sources.list\""
+        yield f'{line} > "$1/etc/apt/sources.list.d/backports.list"'
+        pin = f"Package: linux-*\\nPin: release n={step.backports}\\nPin-Priority: 500\\n"
+        yield f'printf "{pin}" > "$1/etc/apt/preferences.d/backports"'
 
 
 def _fetching(step: plan.Root, draft: Path) -> Iterator[str]:
@@ -278,13 +279,41 @@ def make_disk(step: plan.Disk, parts: dict[str, Path], image: Path, places: Plac
     shutil.rmtree(work)
 
 
-def make_papers(image: Path, places: Places) -> dict[str, Path]:
-    """The block map and the compressed form of an image."""
+def make_papers(board: str, image: Path, places: Places) -> dict[str, Path]:
+    """The block map and the compressed form of an image, and what Raspberry Pi Imager wants to know of it."""
     places.say("papers: block map, compressed image")
     bmap, packed = image.with_suffix(".bmap"), image.with_suffix(".img.xz")
     tools.run("bmaptool", "create", "-o", bmap, image)
     tools.run("xz", "-k", "-f", "-T2", "-3", "--block-size=16MiB", image)
-    return {"bmap": bmap, "compressed": packed}
+    listed = image.with_suffix(".os_list.json")
+    listed.write_text(os_list(board, image, packed))
+    return {"bmap": bmap, "compressed": packed, "os_list": listed}
+
+
+def os_list(title: str, image: Path, packed: Path) -> str:
+    """What Raspberry Pi Imager's --repo reads; a release puts its own place before the file's name.
+
+    Source: github.com/raspberrypi/rpi-imager, doc/json-schema/os-list-schema.json
+    """
+    entry = {
+        "name": f"fl-tiny, {title}",
+        "description": "Federated learning of small models; settings are in fl-tiny.toml on the card",
+        "url": packed.name,
+        "extract_size": image.stat().st_size,
+        "extract_sha256": _sha256(image),
+        "image_download_size": packed.stat().st_size,
+        "image_download_sha256": _sha256(packed),
+        "init_format": "none",
+    }
+    return json.dumps({"os_list": [entry]}, indent=1) + "\n"
+
+
+def _sha256(path: Path) -> str:
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            found.update(piece)
+    return found.hexdigest()
 
 
 def make_bill(step: plan.Papers, packages: list[bill.Package], slot: Path, out: Path, epoch: int) -> dict[str, Path]:
