@@ -46,24 +46,31 @@ class Places:
 def build(steps: tuple[plan.Step, ...], places: Places, out: Path) -> dict[str, Path]:
     """Make the image that the steps describe below ``out``; the files made, by kind. Raises: EnvironmentFault."""
     tools.demand(NEEDS)
-    foreign(places.say)
-    root_step, slot_step, boot_step, data_step, disk_step, papers = steps
-    assert isinstance(root_step, plan.Root) and isinstance(slot_step, plan.Slot) and isinstance(boot_step, plan.Boot)
-    assert isinstance(data_step, plan.Data) and isinstance(disk_step, plan.Disk) and isinstance(papers, plan.Papers)
+    _, _, boot_step, data_step, disk_step, papers = steps
+    assert isinstance(boot_step, plan.Boot) and isinstance(data_step, plan.Data)
+    assert isinstance(disk_step, plan.Disk) and isinstance(papers, plan.Papers)
     out.mkdir(parents=True, exist_ok=True)
-    root = make_root(root_step, places)
-    packages = bill.known(root / "fetched/installed.txt", root / "fetched/fetched.txt")
-    if places.lock is not None and places.update_lock:
-        bill.write_lock(places.lock, packages)
-    elif places.lock is not None and places.lock.exists():
-        bill.hold_to(places.lock, packages)
-    slot = make_slot(slot_step, root, places)
+    root, packages, slot = make_release(steps, places)
     boot = make_boot(boot_step, root, slot, places)
     data = make_data(data_step, places)
     image = out / f"{papers.stem}.img"
     make_disk(disk_step, {"boot": boot, "slot-a": slot / "slot.squashfs", "data": data}, image, places)
     lists = make_bill(papers, packages, slot, out, places.epoch)
     return {"image": image, **make_papers(papers.title, image, places), **lists}
+
+
+def make_release(steps: tuple[plan.Step, ...], places: Places) -> tuple[Path, list[bill.Package], Path]:
+    """What images and bundles of a release share: the root, its packages, the slot. Raises: as ``build``."""
+    root_step, slot_step = steps[:2]
+    assert isinstance(root_step, plan.Root) and isinstance(slot_step, plan.Slot)
+    foreign(places.say)
+    root = make_root(root_step, places)
+    packages = bill.known(root / "fetched/installed.txt", root / "fetched/fetched.txt")
+    if places.lock is not None and places.update_lock:
+        bill.write_lock(places.lock, packages)
+    elif places.lock is not None and places.lock.exists():
+        bill.hold_to(places.lock, packages)
+    return root, packages, make_slot(slot_step, root, places)
 
 
 def foreign(say: Callable[[str], None]) -> None:
