@@ -109,7 +109,7 @@ def test_its_update_from_spooled_samples_is_in_a_published_round(board: Board) -
         return board.rounds() >= 1
 
     until(published, "published round", 900, pause=2)
-    assert cli("gateway", "devices", board.fleet.gw)[0]["rounds"] >= 1, "and this board's update is in it"
+    assert cli("gateway", "devices", board.fleet.gw)[0]["last_round"] >= 1, "and this board's update is in it"
     assert board.guest.report(f"device status {DEV}")["samples"] == SAMPLES
     assert board.guest.do(f"ls {SPOOL}").strip() in ("", "rejected"), "what was learnt is gone"
     board.figures["training_rss_mib"] = peak
