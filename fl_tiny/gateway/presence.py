@@ -59,9 +59,15 @@ class Attendance:
         self._dirty.add(device.did)
         return known
 
-    def is_at_work(self, did: bytes, now: float) -> None:
-        """A device uploads: its heartbeat may be late."""
-        self._due[did] = max(self._due.get(did, now), now)
+    def is_at_work(self, did: bytes, until: float) -> None:
+        """A device uploads or waits: its heartbeat may be late."""
+        self._due[did] = max(self._due.get(did, until), until)
+
+    def put_off(self, did: bytes, now: float, seconds: float) -> None:
+        """A device has spoken, and was told to come again: it is here, and its heartbeat may be late."""
+        self.is_at_work(did, now + seconds)
+        if did in self.known:
+            self.known[did].seen = now
 
     def expect(self, did: bytes, when: float) -> None:
         """A device should speak again by then."""
