@@ -132,6 +132,7 @@ class Resources:
             raise RemoteError(*self._identities.trouble(device.did))
         if device.state != "active" and (request.method, request.path) != ("POST", ("d",)):
             raise RemoteError("register first", code=Code.PHASE)
+        self._gateway.attendance.is_at_work(device.did, time.monotonic())
         return device
 
     # ---- enrolment and presence -----------------------------------------------------------------------------
@@ -242,7 +243,6 @@ class Resources:
         match request.path:
             case ("u", sid, unit) if unit.isdecimal() and len(unit) <= 6:
                 self._may_submit(device)
-                self._gateway.attendance.is_at_work(device.did, time.monotonic())
                 check_room(self._store.folder)
                 self._gateway.uploads.put(device.did, sid, int(unit), request.payload)
                 return Response("2.04")
