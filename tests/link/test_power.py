@@ -159,7 +159,7 @@ def cycles(folder: Path, role: str, cuts: int, synchronous: str = "FULL") -> lis
         ]
         assert cut == cuts or acks, "the guest wrote something before each cut"
         known = acks
-    print(f"{role} {synchronous}: {cuts} cuts, lost {lost}")
+    print(f"Shows 3: {role} {synchronous}: {cuts} cuts, {len(lost)} losses {lost[:2]}")
     return lost
 
 

@@ -7,7 +7,6 @@ import hashlib
 import random
 import shutil
 import sqlite3
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,7 +70,7 @@ def enumerate_states(root: Path, role: str, acks: int, drawn: int, synchronous: 
                     f"moment {moments}: {w} {has[w]} of {n}" for w, n in cut.acks.items() if w in has and has[w] < n
                 ]
     counts = f"{acks} acknowledged, {moments} moments, {len(seen)} states, {len(lost)} losses"
-    print(f"{role} {synchronous}: {counts}", file=sys.stderr)
+    print(f"Shows 3: {role} {synchronous}, crash states: {counts}")
     assert moments >= acks - 3, "the trace may lack its last lines, since strace was killed"
     assert synchronous == "OFF" or bytes(cut.files["state.db"].sure) != before["state.db"], "no checkpoint came"
     return lost
