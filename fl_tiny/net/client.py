@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,8 +14,11 @@ from fl_tiny.net import bulk, transport
 from fl_tiny.net.dtls import FIRST_RETRANSMIT_S, Context
 from fl_tiny.net.endpoint import ClientEndpoint, Counters
 from fl_tiny.net.messages import BLOCK_BYTES, Response, from_request, to_response
+from fl_tiny.net.patience import Patience
 from fl_tiny.net.udp import resolve
 from fl_tiny.net.window import Piece, Way, Window
+
+log = logging.getLogger(__name__)
 
 HANDSHAKE_S = 12.0  # a wrong key is dropped in silence, so only time ends such a handshake
 ATTEMPT_S = 6.0  # one forged or damaged datagram spoils a handshake for good: begin anew once
@@ -49,6 +53,10 @@ class Client:
         self._context: Any = None
         self._closed = False
         self.counters = Counters()
+        self.is_patient = True  # waits while the gateway answers 5.03
+        self.took: Callable[[float, bool], None] = lambda seconds, again: (
+            None
+        )  # told of each request (see ``_exchange``)
         self.kept: bulk.Bodies = {}  # the body that did not come whole; another client may go on with it
 
     @classmethod
@@ -92,9 +100,30 @@ class Client:
         """The gateway's answer, whatever its code. It may be asked more than once: requests must be idempotent.
 
         ``block2`` is number and size in bytes of the one block wanted. Where a session came to nothing, the next one
-        asks for a smaller block that begins at the same byte.
-        Raises: EnvironmentFault, after three sessions without an answer; RemoteError, when the identity is refused.
+        asks for a smaller block that begins at the same byte. A 5.03 is waited for, unless ``is_patient`` is False.
+        Raises: EnvironmentFault, after three sessions without an answer, or when the gateway has said 5.03 for two
+        minutes; RemoteError, when the identity is refused.
         """
+        patience = Patience()
+        while True:
+            answer = await self._answered(method, path, payload, content_format, etag, block2, confirmable)
+            wait_s = patience.wait_s(answer, asyncio.get_running_loop().time()) if self.is_patient else 0.0
+            if not wait_s:
+                return answer
+            log.info("gateway busy path=/%s again_s=%.0f", "/".join(path), wait_s)
+            await asyncio.sleep(wait_s)
+
+    async def _answered(
+        self,
+        method: str,
+        path: tuple[str, ...],
+        payload: bytes,
+        content_format: int | None,
+        etag: bytes | None,
+        block2: tuple[int, int] | None,
+        confirmable: bool,
+    ) -> Response:
+        """What the gateway says to a request, perhaps over another session."""
         for _ in range(FAILURES):
             try:
                 link = await self._connected(HANDSHAKE_S)
@@ -111,7 +140,7 @@ class Client:
                 timing=timing,
                 remote=link.remote,
             )
-            answer = await self._exchange(link, asked)
+            answer = await self._exchange(link, asked, timing.ACK_TIMEOUT)
             if answer is not None:
                 return to_response(answer)
             self._drop(link)
@@ -274,8 +303,11 @@ class Client:
             self._way.passed(size, asyncio.get_running_loop().time())
             etag = answer.etag
 
-    async def _exchange(self, link: _Link, asked: Any) -> Any:
-        """The answer, or None when the session has gone stale or has ended."""
+    async def _exchange(self, link: _Link, asked: Any, timeout_s: float) -> Any:
+        """The answer, or None when the session has gone stale or has ended.
+
+        ``took`` is told how long that was, and whether it was longer than ``timeout_s``: then it was sent again.
+        """
         loop = asyncio.get_running_loop()
         sent = loop.time()
         answer, give_up = transport.ask(self._context, asked)
@@ -294,6 +326,7 @@ class Client:
         except transport.CoapError:  # retransmitted in vain, or the session ended
             return None
         finally:
+            self.took(loop.time() - sent, loop.time() - sent > timeout_s)
             give_up()
             answer.cancel()
 
