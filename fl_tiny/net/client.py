@@ -54,9 +54,7 @@ class Client:
         self._closed = False
         self.counters = Counters()
         self.is_patient = True  # waits while the gateway answers 5.03
-        self.took: Callable[[float, bool], None] = lambda seconds, again: (
-            None
-        )  # told of each request (see ``_exchange``)
+        self.took: Callable[[float, bool], None] = _nobody_asks  # told of each request, see ``_exchange``
         self.kept: bulk.Bodies = {}  # the body that did not come whole; another client may go on with it
 
     @classmethod
@@ -396,6 +394,10 @@ class Client:
         if self._link is link:
             self._link = None
         link.close("session given up")
+
+
+def _nobody_asks(_seconds: float, _again: bool) -> None:
+    """A client that nobody judges the link by."""
 
 
 class _NoAnswer(Exception):
