@@ -11,9 +11,7 @@ from fl_tiny.gateway.tables import Device
 from fl_tiny.statedir import boot_clock_s, boot_id
 
 LOST_S = 15.0  # behind the heartbeat that was due: a stale session (8 s) and a handshake fit into it
-RETURN_S = (
-    60.0  # what a device gets to find its gateway: three sessions without an answer and a first back-off fit into it
-)
+RETURN_S = 60.0  # what a device gets to find its gateway: three silent sessions and a first back-off fit into it
 OVERDUE_S = 3.0  # a heartbeat may come that late in a fleet that is all right
 
 
