@@ -172,13 +172,15 @@ def _steps(args: argparse.Namespace, release: str = "RELEASE") -> Any:
     from fl_tiny import __version__
     from fl_tiny.errors import ConfigError
     from fl_tiny.image.boards import find_recipes, load_base, load_board
-    from fl_tiny.image.plan import Release, plan
+    from fl_tiny.image.plan import Release, options, plan
 
     recipes = find_recipes(args.recipes)
     board, base = load_board(recipes, args.board), load_base(recipes)
-    if board.kernel.brought != bool(args.kernel):
-        what = "needs a kernel of yours" if board.kernel.brought else "has its kernel from Debian"
-        raise ConfigError(f"{board.name} {what}", hint="--kernel DEB" if board.kernel.brought else "leave --kernel out")
+    if board.kernel.brought and not args.kernel:
+        needed = ", ".join(f"CONFIG_{name}" for name in options(board, base))
+        raise ConfigError(f"{board.name} needs a kernel of yours, with {needed}", hint="--kernel DEB")
+    if args.kernel and not board.kernel.brought:
+        raise ConfigError(f"{board.name} has its kernel from Debian", hint="leave --kernel out")
     release_ = Release(__version__, release, kernel=str(args.kernel or ""), ca=str(args.ca or ""))
     return plan(board, base, release_)
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fl_tiny.errors import ConfigError, EnvironmentFault
-from fl_tiny.image import bill, plan, tools
+from fl_tiny.image import bill, kernel, plan, tools
 from fl_tiny.image.boards import ALIGN_MIB
 from fl_tiny.image.plan import MIB
 
@@ -44,13 +44,15 @@ class Places:
 
 
 def build(steps: tuple[plan.Step, ...], places: Places, out: Path) -> dict[str, Path]:
-    """Make the image that the steps describe below ``out``; the files made, by kind. Raises: EnvironmentFault."""
-    tools.demand(NEEDS)
+    """Make the image that the steps describe below ``out``; the files made, by kind.
+
+    Raises: EnvironmentFault; DataError for a kernel that is not enough for its board.
+    """
     _, _, boot_step, data_step, disk_step, papers = steps
     assert isinstance(boot_step, plan.Boot) and isinstance(data_step, plan.Data)
     assert isinstance(disk_step, plan.Disk) and isinstance(papers, plan.Papers)
-    out.mkdir(parents=True, exist_ok=True)
     root, packages, slot = make_release(steps, places)
+    out.mkdir(parents=True, exist_ok=True)
     boot = make_boot(boot_step, root, slot, places)
     data = make_data(data_step, places)
     image = out / f"{papers.stem}.img"
@@ -63,8 +65,13 @@ def make_release(steps: tuple[plan.Step, ...], places: Places) -> tuple[Path, li
     """What images and bundles of a release share: the root, its packages, the slot. Raises: as ``build``."""
     root_step, slot_step = steps[:2]
     assert isinstance(root_step, plan.Root) and isinstance(slot_step, plan.Slot)
+    if slot_step.kernel:  # before anything that takes long
+        kernel.demand(kernel.of_package(Path(slot_step.kernel)), slot_step)
+    tools.demand(NEEDS)
     foreign(places.say)
     root = make_root(root_step, places)
+    if not slot_step.kernel:
+        kernel.demand(kernel.of_root(root / "root.tar"), slot_step)
     packages = bill.known(root / "fetched/installed.txt", root / "fetched/fetched.txt")
     if places.lock is not None and places.update_lock:
         bill.write_lock(places.lock, packages)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from fl_tiny.image import disk, plan, tools
+from fl_tiny.image import disk, kernel, plan, tools
 from fl_tiny.image.boards import Base, Board
 
 NEEDED = (  # paths in a slot, with wildcards
@@ -46,16 +46,9 @@ def verify(image: Path, board: Board, base: Base) -> list[Finding]:
             return [*found, Finding("slot", 1, ("slot A holds no squashfs",))]
         inside = _paths(slot)
         found.append(_finding("slot", _slot(slot, inside)))
-        found.append(_finding("kernel options", _options(slot, inside, (*base.kernel.options, *board.kernel.options))))
+        found.append(_finding("kernel options", _options(slot, inside, plan.options(board, base))))
         found.append(_finding("device trees", _trees(image, slot, inside, boot, board)))
     return found
-
-
-def options(config: str, wanted: Iterable[str]) -> Iterator[tuple[str, bool]]:
-    """Each option that a kernel must have, and whether its config says so, be it built in or a module."""
-    have = set(re.findall(r"^CONFIG_(\w+)=[ym]$", config, re.MULTILINE))
-    for name in wanted:
-        yield f"CONFIG_{name}", name in have
 
 
 Looked = Iterator[tuple[str, bool]]
@@ -109,7 +102,7 @@ def _slot(slot: Path, inside: set[str]) -> Looked:
 
 def _options(slot: Path, inside: set[str], wanted: Iterable[str]) -> Looked:
     config = next((path for path in sorted(inside) if fnmatch(path, "boot/config-*")), "")
-    yield from options(_text(slot, config) if config else "", wanted)
+    yield from kernel.options(_text(slot, config) if config else "", wanted)
 
 
 def _trees(image: Path, slot: Path, inside: set[str], boot: plan.Boot, board: Board) -> Looked:
