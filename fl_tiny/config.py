@@ -34,6 +34,7 @@ class GatewaySettings:
     web: str | None = None
     clients: int | None = None
     quorum: float = 0.6
+    over_selection: float = 1.3
     deadline: float = 600.0
     interval: float = 3600.0
     epochs: int = 4
@@ -90,6 +91,7 @@ RULES: dict[str, Rule] = {
     **BOARD_RULES,
     "clients": ("at least 1", lambda v: v >= 1),
     "quorum": ("above 0 and at most 1", lambda v: 0 < v <= 1),
+    "over_selection": ("from 1 to 10", lambda v: 1 <= v <= 10),
     "deadline": ("1 to 86400 seconds", lambda v: 1 <= v <= 86_400),
     "interval": ("0 to 86400 seconds", lambda v: 0 <= v <= 86_400),
     "epochs": ("1 to 100", lambda v: 1 <= v <= 100),
@@ -279,6 +281,8 @@ def parse(raw: bytes, where: str) -> dict[str, Any]:
         table: dict[str, Any] = tomllib.loads(raw.decode())
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as cause:
         raise ConfigError(f"{where}: {cause}") from cause
+    except RecursionError as cause:
+        raise ConfigError(f"{where}: its arrays are too deep") from cause
     return table
 
 

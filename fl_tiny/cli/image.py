@@ -20,12 +20,11 @@ def add(parent: Any) -> None:
     _board(p)
     p = command(sub, "build", build, "fl-tiny image build qemu-arm64 --out images")
     _board(p)
-    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the image goes")
-    p.add_argument("--packages", type=Path, metavar="DIR2", help="fl-tiny's own packages (default: dist/deb)")
-    p.add_argument(
-        "--release", type=dotted, metavar="N.N", help="by which boards tell older bundles (default: version.time)"
-    )
-    p.add_argument("--work", type=Path, metavar="DIR3", help="what is kept for the next build (default: build/image)")
+    _made(p)
+    p = command(sub, "bundle", bundle, "fl-tiny image bundle qemu-arm64 --keys keys --out images")
+    _board(p)
+    p.add_argument("--keys", type=Path, required=True, metavar="KEYS", help="the fleet's, made by scripts/update-keys")
+    _made(p)
     p = command(sub, "provision", provision, "fl-tiny image provision board.img --config fl-tiny.toml")
     p.add_argument("image", type=Path, metavar="IMG", help="an image that is not compressed; it is changed")
     p.add_argument("--config", type=Path, metavar="F", help="settings for the board, as on a card")
@@ -37,6 +36,20 @@ def add(parent: Any) -> None:
     p.add_argument("image", type=Path, metavar="IMG", help="an image that is not compressed")
     p.add_argument("--board", required=True, metavar="BOARD", help="the board that it is for")
     _recipes(p)
+
+
+def _made(p: argparse.ArgumentParser) -> None:
+    """What making anything for a board takes."""
+    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="where it goes")
+    p.add_argument("--packages", type=Path, metavar="DIR2", help="fl-tiny's own packages (default: dist/deb)")
+    p.add_argument(
+        "--release", type=dotted, metavar="N.N", help="by which boards tell older bundles (default: version.time)"
+    )
+    p.add_argument("--work", type=Path, metavar="DIR3", help="what is kept for the next build (default: build/image)")
+    what = "keep versions and digests of Debian's packages; without it a build is held to those that are kept"
+    locks = p.add_mutually_exclusive_group()
+    locks.add_argument("--update-lock", action="store_true", help=what)
+    locks.add_argument("--no-lock", action="store_true", help="take what the mirror has now, whatever was kept")
 
 
 def _recipes(parser: argparse.ArgumentParser) -> None:
@@ -91,18 +104,34 @@ def plan_(args: argparse.Namespace) -> None:
 
 def build(args: argparse.Namespace) -> None:
     """Make an image and what goes with it; what an earlier build made of the same inputs is taken again."""
+    from fl_tiny.image.build import build
+
+    made = {kind: str(path) for kind, path in build(*_settled(args), args.out).items()}
+    show(args, made, "\n".join(f"{kind}  {path}" for kind, path in made.items()))
+
+
+def bundle(args: argparse.Namespace) -> None:
+    """Make a bundle of a release, signed by the fleet's keys: what `device update` and `gateway bundle add` take."""
+    from fl_tiny.image import bundle
+
+    args.ca = args.ca or args.keys / bundle.CA
+    made = bundle.bundle(*_settled(args), args.keys, args.out)
+    show(args, {"bundle": str(made)}, str(made))
+
+
+def _settled(args: argparse.Namespace) -> tuple[Any, Any]:
+    """The plan of a release, and where things are for it."""
     from fl_tiny import __version__
     from fl_tiny.image.boards import find_recipes
-    from fl_tiny.image.build import Places, build
+    from fl_tiny.image.build import Places
 
     recipes = find_recipes(args.recipes)
     top = recipes.resolve().parent
     packages, work = args.packages or top / "dist/deb", args.work or top / "build/image"
     epoch = _epoch(top)
-    places = Places(recipes, packages, work.resolve(), epoch, progress)
-    steps = _steps(args, args.release or f"{__version__}.{epoch}")
-    made = {kind: str(path) for kind, path in build(steps, places, args.out).items()}
-    show(args, made, "\n".join(f"{kind}  {path}" for kind, path in made.items()))
+    lock = None if args.no_lock else recipes / "lock" / f"{args.board}.toml"
+    places = Places(recipes, packages, work.resolve(), epoch, lock, args.update_lock, progress)
+    return _steps(args, args.release or f"{__version__}.{epoch}"), places
 
 
 def provision(args: argparse.Namespace) -> None:

@@ -139,7 +139,11 @@ class Resources:
             raise RemoteError("this device is revoked", code=Code.REVOKED)
         check_room(self._store.folder)
         psk = os.urandom(32)
-        self._store.enrol(device_of(request.identity[len(PAIR) :]), did, enrol.pk, psk, enrol.name)
+        try:
+            self._store.enrol(device_of(request.identity[len(PAIR) :]), did, enrol.pk, psk, enrol.name)
+        except RemoteError as fault:  # the operator sees both: whose card was read by somebody, or copied
+            log.warning("enrolment refused device=%s name=%s why=%r", did.hex()[:8], enrol.name, fault.what)
+            raise
         self._identities.enrolled(did, time.monotonic())
         self._gateway.models.forget(did)
         log.info("device enrolled device=%s name=%s", did.hex()[:8], enrol.name)

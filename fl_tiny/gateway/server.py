@@ -77,7 +77,7 @@ async def _serve(
         store,
         Models(store, directory, seed),
         seed,
-        RoundSettings(settings.clients, settings.quorum, settings.deadline, settings.interval),
+        RoundSettings(settings.clients, settings.quorum, settings.deadline, settings.interval, settings.over_selection),
         _train(settings),
         settings.max_samples,
         ExactOptions(settings.start == "exact", settings.min_samples),

@@ -144,7 +144,7 @@ class Gateway:
         return wire.Next(
             round(poll_s * 1000),
             self.models.head_number(device.did, self.head.number),
-            self.rounds.rid if trains and self.rounds.invites(device.did) else None,
+            self.rounds.rid if trains and self.rounds.invites(device.did, now) else None,
             self.epoch if trains else None,  # another model's last head was signed in the epoch it was made in
             wanted.manifest.counter if wanted else None,
             self.bundles.wanted(device.did),

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fl_tiny.errors import ConfigError, EnvironmentFault
-from fl_tiny.image import plan, tools
+from fl_tiny.image import bill, plan, tools
 from fl_tiny.image.boards import ALIGN_MIB
 from fl_tiny.image.plan import MIB
 
@@ -31,30 +31,46 @@ NEEDS = (
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where things are: recipes, our packages, work that is kept; how progress is told; the commit's time."""
+    """Where things are: recipes, our packages, work that is kept; the commit's time; the lock; how
+    progress is told."""
 
     recipes: Path
     packages: Path
     work: Path
     epoch: int
+    lock: Path | None
+    update_lock: bool
     say: Callable[[str], None]
 
 
 def build(steps: tuple[plan.Step, ...], places: Places, out: Path) -> dict[str, Path]:
     """Make the image that the steps describe below ``out``; the files made, by kind. Raises: EnvironmentFault."""
     tools.demand(NEEDS)
-    foreign(places.say)
-    root_step, slot_step, boot_step, data_step, disk_step, papers = steps
-    assert isinstance(root_step, plan.Root) and isinstance(slot_step, plan.Slot) and isinstance(boot_step, plan.Boot)
-    assert isinstance(data_step, plan.Data) and isinstance(disk_step, plan.Disk) and isinstance(papers, plan.Papers)
+    _, _, boot_step, data_step, disk_step, papers = steps
+    assert isinstance(boot_step, plan.Boot) and isinstance(data_step, plan.Data)
+    assert isinstance(disk_step, plan.Disk) and isinstance(papers, plan.Papers)
     out.mkdir(parents=True, exist_ok=True)
-    root = make_root(root_step, places)
-    slot = make_slot(slot_step, root, places)
+    root, packages, slot = make_release(steps, places)
     boot = make_boot(boot_step, root, slot, places)
     data = make_data(data_step, places)
     image = out / f"{papers.stem}.img"
     make_disk(disk_step, {"boot": boot, "slot-a": slot / "slot.squashfs", "data": data}, image, places)
-    return {"image": image, **make_papers(papers, image, places)}
+    lists = make_bill(papers, packages, slot, out, places.epoch)
+    return {"image": image, **make_papers(papers.title, image, places), **lists}
+
+
+def make_release(steps: tuple[plan.Step, ...], places: Places) -> tuple[Path, list[bill.Package], Path]:
+    """What images and bundles of a release share: the root, its packages, the slot. Raises: as ``build``."""
+    root_step, slot_step = steps[:2]
+    assert isinstance(root_step, plan.Root) and isinstance(slot_step, plan.Slot)
+    foreign(places.say)
+    root = make_root(root_step, places)
+    packages = bill.known(root / "fetched/installed.txt", root / "fetched/fetched.txt")
+    if places.lock is not None and places.update_lock:
+        bill.write_lock(places.lock, packages)
+    elif places.lock is not None and places.lock.exists():
+        bill.hold_to(places.lock, packages)
+    return root, packages, make_slot(slot_step, root, places)
 
 
 def foreign(say: Callable[[str], None]) -> None:
@@ -85,23 +101,25 @@ def make_root(step: plan.Root, places: Places) -> Path:
     with _draft(made) as draft:
         mode = "root" if os.geteuid() == 0 else "unshare"
         command: list[object] = ["mmdebstrap", f"--mode={mode}", "--variant=minbase", "--architectures=arm64"]
-        command += [f"--components={COMPONENTS}", f"--include={','.join(_chosen(step))}"]
+        command += [f"--components={COMPONENTS}", f"--include={','.join(step.packages)}"]
         command += [f"--dpkgopt=path-exclude={each}" for each in LEFT_OUT]
         command += ["--dpkgopt=path-include=/usr/share/doc/*/copyright"]
-        if step.backports:
-            line = f"sed -n 's/ {step.suite} / {step.backports} /p;1q' \"$1/etc/apt/sources.list\""
-            command += [f'--setup-hook={line} > "$1/etc/apt/sources.list.d/backports.list"']
+        command += [f"--setup-hook={line}" for line in _backports(step)]
         command += [f"--customize-hook={line}" for line in _fetching(step, draft)]
         command += [step.suite, draft / "root.tar"]
         settings = {"SOURCE_DATE_EPOCH": str(places.epoch), "INITRD": "No"}  # the slot's step makes it, once
+        (draft / "epoch").write_text(f"{places.epoch}\n")
         tools.run(*command, env=settings, log=draft.with_suffix(".log"))
     return made
 
 
-def _chosen(step: plan.Root) -> Iterator[str]:
-    """The packages as apt is asked for them."""
-    for name in step.packages:
-        yield f"{name}/{step.backports}" if step.backports and name.startswith("linux-image") else name
+def _backports(step: plan.Root) -> Iterator[str]:
+    """Hooks by which kernels, and they alone, come from the suite's backports, from wherever the suite itself comes."""
+    if step.backports:
+        line = f"sed -n 's/ {step.suite} / {step.backports} /p;1q' \"$1/etc/apt/sources.list\""
+        yield f'{line} > "$1/etc/apt/sources.list.d/backports.list"'
+        pin = f"Package: linux-*\\nPin: release n={step.backports}\\nPin-Priority: 500\\n"
+        yield f'printf "{pin}" > "$1/etc/apt/preferences.d/backports"'
 
 
 def _fetching(step: plan.Root, draft: Path) -> Iterator[str]:
@@ -131,7 +149,7 @@ def make_slot(step: plan.Slot, root: Path, places: Places) -> Path:
     places.say(f"slot: {', '.join(path.name for path in ours)}; the initrd, modules, squashfs; a minute or two")
     with _draft(made) as draft:
         settings = draft / "settings"
-        _settings(step, ours, places, settings)
+        _settings(step, ours, root, places, settings)
         helper = ["unshare", "-m", "-p", "-f", "--kill-child"]
         if os.geteuid() != 0:
             helper = ["mmdebstrap", "--unshare-helper", *helper]
@@ -143,7 +161,7 @@ def make_slot(step: plan.Slot, root: Path, places: Places) -> Path:
     return made
 
 
-def _settings(step: plan.Slot, ours: list[Path], places: Places, settings: Path) -> None:
+def _settings(step: plan.Slot, ours: list[Path], root: Path, places: Places, settings: Path) -> None:
     """What hooks/compose reads."""
     shutil.copytree(places.recipes / "hooks", settings)
     overlay = settings / "overlay"
@@ -154,10 +172,8 @@ def _settings(step: plan.Slot, ours: list[Path], places: Places, settings: Path)
     (overlay / "etc/rauc").mkdir()
     for slot in ("@SLOT_A@", "@SLOT_B@"):  # RAUC wants a device where the kernel takes an id
         words[slot] = words[slot].replace("PARTUUID=", "/dev/disk/by-partuuid/")
-    rauc = places.recipes / "templates/rauc-system.conf"
-    if rauc.is_file():
-        shutil.copy(rauc, overlay / "etc/rauc/system.conf")
-        _fill(overlay / "etc/rauc/system.conf", words)
+    shutil.copy(places.recipes / "templates/rauc-system.conf", overlay / "etc/rauc/system.conf")
+    _fill(overlay / "etc/rauc/system.conf", words)
     if step.ca:
         shutil.copy(step.ca, overlay / "etc/rauc/keyring.pem")
     (settings / "debs").mkdir()
@@ -166,6 +182,7 @@ def _settings(step: plan.Slot, ours: list[Path], places: Places, settings: Path)
     for name in ("enable", "mask", "modules", "initrd", "device_trees", "remove"):
         (settings / name).write_text("".join(f"{line}\n" for line in getattr(step, name)))
     (settings / "epoch").write_text(f"{places.epoch}\n")
+    shutil.copy(root / "epoch", settings / "root_epoch")
 
 
 def _ours(folder: Path, name: str) -> Path:
@@ -222,7 +239,7 @@ def _fat(step: plan.Boot, tree: Path, made: Path, epoch: int) -> None:
 
 def make_data(step: plan.Data, places: Places) -> Path:
     """An empty ext4 as a file."""
-    made = places.work / "datas" / f"{step.uuid}-{step.size_mib}.ext4"
+    made = places.work / "datas" / f"{step.uuid}-{step.size_mib}-{places.epoch}.ext4"
     if not made.exists():
         made.parent.mkdir(parents=True, exist_ok=True)
         draft = made.with_suffix(".part")
@@ -264,13 +281,54 @@ def make_disk(step: plan.Disk, parts: dict[str, Path], image: Path, places: Plac
     shutil.rmtree(work)
 
 
-def make_papers(step: plan.Papers, image: Path, places: Places) -> dict[str, Path]:
-    """What lies beside an image."""
+def make_papers(board: str, image: Path, places: Places) -> dict[str, Path]:
+    """The block map and the compressed form of an image, and what Raspberry Pi Imager wants to know of it."""
     places.say("papers: block map, compressed image")
     bmap, packed = image.with_suffix(".bmap"), image.with_suffix(".img.xz")
     tools.run("bmaptool", "create", "-o", bmap, image)
     tools.run("xz", "-k", "-f", "-T2", "-3", "--block-size=16MiB", image)
-    return {"bmap": bmap, "compressed": packed}
+    listed = image.with_suffix(".os_list.json")
+    listed.write_text(os_list(board, image, packed))
+    return {"bmap": bmap, "compressed": packed, "os_list": listed}
+
+
+def os_list(title: str, image: Path, packed: Path) -> str:
+    """What Raspberry Pi Imager's --repo reads; a release puts its own place before the file's name.
+
+    Source: github.com/raspberrypi/rpi-imager, doc/json-schema/os-list-schema.json
+    """
+    entry = {
+        "name": f"fl-tiny, {title}",
+        "description": "Federated learning of small models; settings are in fl-tiny.toml on the card",
+        "url": packed.name,
+        "extract_size": image.stat().st_size,
+        "extract_sha256": _sha256(image),
+        "image_download_size": packed.stat().st_size,
+        "image_download_sha256": _sha256(packed),
+        "init_format": "none",
+    }
+    return json.dumps({"os_list": [entry]}, indent=1) + "\n"
+
+
+def _sha256(path: Path) -> str:
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            found.update(piece)
+    return found.hexdigest()
+
+
+def make_bill(step: plan.Papers, packages: list[bill.Package], slot: Path, out: Path, epoch: int) -> dict[str, Path]:
+    """What the image is made of, as SPDX, and its licences as text."""
+    every = sorted([*packages, *bill.ours(slot / "packages.tsv", packages)], key=lambda each: each.name)
+    with tempfile.TemporaryDirectory() as folder:
+        tools.run("unsquashfs", "-f", "-q", "-n", "-d", folder, slot / "slot.squashfs", "usr/share/doc")
+        licences = bill.licences(Path(folder, "usr/share/doc"))
+    made = tools.run("date", "-u", "-d", f"@{epoch}", "+%Y-%m-%dT%H:%M:%SZ").strip()
+    spdx, text = out / f"{step.stem}.spdx.json", out / f"{step.stem}.licences.txt"
+    spdx.write_text(bill.as_spdx(step.stem, made, every, licences))
+    text.write_text(bill.as_text(every, licences))
+    return {"sbom": spdx, "licences": text}
 
 
 def _fill(path: Path, words: dict[str, str]) -> None:

@@ -100,6 +100,7 @@ class Papers:
     """What goes with an image: its block map, compressed form, bill of materials, list of licences."""
 
     stem: str
+    title: str
 
 
 Step = Root | Slot | Boot | Data | Disk | Papers
@@ -113,7 +114,7 @@ def plan(board: Board, base: Base, release: Release) -> tuple[Step, ...]:
         _boot(board, release),
         Data(_data_mib(board), str(uuid5(NAMES, f"{board.name} data"))),
         Disk(board.disk.size_mib, signature(board), tuple(_parts(board))),
-        Papers(stem(board, release)),
+        Papers(stem(board, release), board.title),
     )
 
 
@@ -166,7 +167,9 @@ def _slot(board: Board, base: Base, release: Release) -> Slot:
 
 def _boot(board: Board, release: Release) -> Boot:
     firmware = board.firmware
-    trees = tuple((each, f"dtb/{each}") for each in board.kernel.device_trees) if board.boot.chain == "u-boot" else ()
+    trees = board.kernel.device_trees if board.boot.chain == "u-boot" else ()
+    # U-Boot's EFI looks below dtb/; the Pi's firmware at the top, and hands U-Boot what it finds (docs/porting.md)
+    copies = [(each, target) for each in trees for target in (f"dtb/{each}", each.rsplit("/", 1)[-1])]
     return Boot(
         board.disk.boot_mib,
         _digits(f"{board.name} boot"),
@@ -175,7 +178,7 @@ def _boot(board: Board, release: Release) -> Boot:
         _words(board, release),
         tuple(_templates(board)),
         tuple(sorted(firmware.files.items())),
-        trees,
+        tuple(copies),
     )
 
 

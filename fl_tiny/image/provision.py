@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fl_tiny import statedir
-from fl_tiny.config import SIZE_LIMIT, DeviceSettings, load
+from fl_tiny.config import SIZE_LIMIT, DeviceSettings, load_whole
 from fl_tiny.errors import ConfigError, DataError
 from fl_tiny.files import read_bounded
 from fl_tiny.image import disk, tools
@@ -25,7 +25,7 @@ def batch(image: Path, settings: Path | None, cards: Path, out: Path, say: Calla
     Raises: ConfigError; DataError when there is no card. What is there already is left as it is.
     """
     text = _text(settings) if settings is not None else ""
-    if settings is not None and load(settings, DeviceSettings).pairing_code is not None:
+    if settings is not None and load_whole(settings, DeviceSettings).pairing_code is not None:
         raise ConfigError(f"{settings}: pairing_code: each image gets its own", hint=f"the codes come from {cards}")
     found = sorted(cards.glob(f"*/{statedir.SETTINGS}"))
     if not found:
@@ -34,7 +34,7 @@ def batch(image: Path, settings: Path | None, cards: Path, out: Path, say: Calla
     out.mkdir(parents=True, exist_ok=True)
     made = []
     for card in found:
-        code = load(card, DeviceSettings).pairing_code
+        code = load_whole(card, DeviceSettings).pairing_code
         if code is None:
             raise DataError(f"{card} holds no code")
         target = out / f"{image.stem}-{card.parent.name}.img"
@@ -50,7 +50,7 @@ def batch(image: Path, settings: Path | None, cards: Path, out: Path, say: Calla
 
 
 def _text(settings: Path) -> str:
-    load(settings, DeviceSettings)
+    load_whole(settings, DeviceSettings)
     text = read_bounded(settings, SIZE_LIMIT, DataError).decode()
     return text if text.endswith("\n") else text + "\n"
 

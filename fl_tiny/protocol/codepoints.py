@@ -48,6 +48,7 @@ class Encoding(IntEnum):
 
 
 DEFLATED = 3  # a delta's encoding: int4, deflated
+COARSE = 4  # a delta's encoding: the same, and what a code of each tensor counts
 BY_LINK = 3  # an offer's encoding: the device takes int8 on a good link, int4 on a bad one
 
 

@@ -7,6 +7,7 @@ Pure: ``now`` is seconds of the caller's monotonic clock. A peer's message that 
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ IDLE_POLL_S = 60.0  # heartbeats of an idle fleet: 94 B each (docs/protocol.md, 
 LONGEST_POLL_S = 240.0  # of a fleet with long intervals; a session that is silent for 300 s is closed
 POLLS = 15  # between two rounds
 LEAST_POLL_S = 0.2
+WIDEN_S = 5.0  # in so long without enough devices twice as many are invited (guess)
 
 
 class State(str, Enum):
@@ -32,12 +34,21 @@ class State(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class RoundSettings:
-    """clients: updates wanted (None: every device online).  quorum: share of them that may close the round."""
+    """clients: updates wanted (None: every device online).  quorum: share of them that may close the round.
+
+    over_selection: so many times ``clients`` may join, rounded down; who is later than ``clients`` others is LATE.
+    """
 
     clients: int | None = None
     quorum: float = 0.6
     deadline_s: float = 600.0
     interval_s: float = 3600.0
+    over_selection: float = 1.3
+
+    @property
+    def places(self) -> int | None:
+        """How many devices may join a round; None: all."""
+        return None if self.clients is None else max(self.clients, math.floor(self.clients * self.over_selection))
 
     @property
     def idle_poll_s(self) -> float:
@@ -204,10 +215,17 @@ class Rounds:
         """Seconds until the open round's deadline, 0 when none is open."""
         return max(0.0, self._round.deadline - now) if self._round else 0.0
 
-    def invites(self, did: bytes) -> bool:
-        """May ``did`` still answer the open round?"""
+    def invites(self, did: bytes, now: float) -> bool:
+        """Is ``did`` asked to answer the open round? A sample of those online first, more while places are free."""
         r = self._round
-        return r is not None and did not in r.joined | r.declined and self._has_place(r)
+        if r is None or did in r.joined | r.declined or not self._has_place(r):
+            return False
+        places = self.settings.places
+        if places is None or places >= len(r.expected):
+            return True
+        share = places / len(r.expected) * 2 ** min((now - r.opened_at) / WIDEN_S, 64)
+        lot = int.from_bytes(hashlib.sha256(r.rid + did).digest()[:8], "big")  # another in each round, kept by none
+        return lot < share * 2**64
 
     def waited_for(self) -> frozenset[bytes]:
         """Devices that have joined the open round and not delivered yet."""
@@ -305,7 +323,8 @@ class Rounds:
         return math.ceil(self.settings.quorum * self._target(r) - 1e-9)
 
     def _has_place(self, r: _Round) -> bool:
-        return self.settings.clients is None or len(r.joined) < self.settings.clients
+        places = self.settings.places
+        return places is None or len(r.joined) < places
 
     def _grace_end(self, r: _Round) -> float:
         """Stragglers get as long again as the quorum needed: a dead device costs a round its own length at most."""
@@ -318,9 +337,14 @@ class Rounds:
         if r.delivered:
             if len(r.delivered) >= self._need(r) and r.quorum_at is None:
                 r.quorum_at = now  # a decline or a revocation lowered the target
+            enough = self.settings.clients is not None and len(r.delivered) >= self.settings.clients
             complete = len(r.delivered) >= self._target(r) and r.joined <= r.delivered | r.lost
             waited = r.quorum_at is not None and now >= self._grace_end(r)
-            return Publish(silent) if complete or waited or now >= r.deadline else None
+            return (
+                Publish(frozenset() if enough else silent)
+                if enough or complete or waited or now >= r.deadline
+                else None
+            )
         if not waiting and (self.settings.clients is None or r.active <= len(r.declined | r.lost)):
             return Abort("every device declined" if r.declined else "no device takes part", silent)
         return Abort("no update came before the deadline", silent) if now >= r.deadline else None

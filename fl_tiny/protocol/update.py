@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from fl_tiny.errors import MalformedMessage
 from fl_tiny.protocol.codes import INT4_MAX, INT4_STEPS, named, packed
+from fl_tiny.protocol.delta import COARSEST
 from fl_tiny.protocol.wire import Encoding
 
 Parameters = list[NDArray[np.float32]]
@@ -68,9 +69,10 @@ def encode_head(parameters: Sequence[NDArray[np.floating[Any]]], room: float = 1
 def encode_next(base: HeadBody, parameters: Sequence[NDArray[np.floating[Any]]], shapes: Shapes) -> HeadBody:
     """The canonical body of the head behind ``base``, so that a delta leads to it wherever one can.
 
-    Weights keep the scales of ``base`` and change by 7 codes at most, which a delta of int4 holds; what that leaves
-    unsaid is for the caller's residual. Where it is much, or a scale is too narrow or too wide, the body is made anew,
-    with room for weights to grow.
+    Weights keep the scales of ``base`` and change by at most 7 times a number of codes, one number a tensor, which a
+    delta of int4 holds; it is 1 unless changes are larger, as those of first rounds are. What that leaves unsaid is for
+    the caller's residual. Where much is cut off, or a scale is too narrow or too wide, the body is made anew, with room
+    for weights to grow.
     """
     scales, at, pieces = iter(base.scales), 0, []
     for tensor, shape in zip(parameters, shapes, strict=True):
@@ -81,15 +83,24 @@ def encode_next(base: HeadBody, parameters: Sequence[NDArray[np.floating[Any]]],
         old = np.frombuffer(base.body, np.int8, math.prod(shape), at).astype(np.int64)
         at += old.size
         wanted = np.rint(np.asarray(tensor, np.float64).ravel() / next(scales))
-        change = wanted - old
-        said = np.clip(change, -INT4_MAX, INT4_MAX)
-        if (
-            not NARROW <= np.abs(wanted).max() <= MAX_CODE
-            or np.abs(change - said).sum() > UNSAID * np.abs(change).sum()
-        ):
+        said = _said(old, wanted) if NARROW <= np.abs(wanted).max() <= ROOM * MAX_CODE else None
+        if said is None:
             return encode_head(parameters, ROOM)
         pieces.append((old + said).astype(np.int8).tobytes())
     return HeadBody(b"".join(pieces), base.scales)
+
+
+def _said(old: NDArray[np.int64], wanted: NDArray[np.float64]) -> NDArray[np.int64] | None:
+    """What a delta says of a tensor's change in codes; None where it would cut off more than UNSAID of it."""
+    change, least, most = wanted - old, -MAX_CODE - old, MAX_CODE - old
+    for coarse in range(1, COARSEST + 1):
+        limit = INT4_MAX * coarse
+        kept = np.clip(change, np.maximum(-limit, least), np.minimum(limit, most))
+        if np.abs(change - kept).sum() <= UNSAID * np.abs(change).sum():
+            low, high = -(-least // coarse), most // coarse  # a multiple must stay a code
+            said: NDArray[np.int64] = coarse * np.clip(np.rint(kept / coarse).astype(np.int64), low, high)
+            return said
+    return None
 
 
 def decode_head(head: HeadBody, shapes: Shapes) -> Parameters:

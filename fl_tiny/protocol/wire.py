@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 from fl_tiny.errors import MalformedMessage
 from fl_tiny.protocol import cbor
 from fl_tiny.protocol.codepoints import BY_LINK as BY_LINK
+from fl_tiny.protocol.codepoints import COARSE as COARSE
 from fl_tiny.protocol.codepoints import DEFLATED as DEFLATED
 from fl_tiny.protocol.codepoints import Code as Code
 from fl_tiny.protocol.codepoints import Encoding as Encoding
@@ -213,7 +214,7 @@ class Manifest:
 class Delta:
     """What leads to a head from another (protocol/delta.py): its encoding and bytes, the other's SHA-256."""
 
-    encoding: Annotated[int, Key(1, uint(Encoding.INT4, DEFLATED))]
+    encoding: Annotated[int, Key(1, uint(Encoding.INT4, COARSE))]
     size: Annotated[int, Key(2, uint(1, 2 * MAX_CODES))]
     base: Annotated[bytes, Key(3, H256)]
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Leave out kernel modules that no pattern names and no named one needs.
 
-usage: keep_modules.py DIR PATTERNS NAMES    DIR: lib/modules/VERSION; a pattern is of a path below DIR/kernel, a name one
-of a module; a pattern or name that finds nothing may be built in, which modules.builtin says: else it is said aloud.
+usage: keep_modules.py DIR PATTERNS NAMES    DIR: lib/modules/VERSION. Patterns are of paths below DIR/kernel, names of
+modules that must be there. What is neither a module nor built in is said aloud.
 """
 
 from __future__ import annotations

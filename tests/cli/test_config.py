@@ -28,6 +28,11 @@ def test_every_fault_is_named_in_one_line(tmp_path: Path) -> None:
         assert word in line
 
 
+def test_arrays_in_arrays_are_a_fault_and_no_traceback(tmp_path: Path) -> None:
+    file = written(tmp_path / "a.toml", "x = " + "[" * 30_000)
+    assert "too deep" in cli("config", "check", file, code=78)
+
+
 @pytest.mark.parametrize("value", ["hub:port", "[fe80::1", ":5684"])
 def test_an_address_that_nobody_could_use_is_a_fault(tmp_path: Path, value: str) -> None:
     line = cli("config", "check", written(tmp_path / "a.toml", f'gateway = "{value}"\n'), code=78)

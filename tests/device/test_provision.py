@@ -346,6 +346,8 @@ def test_a_board_enrols_by_its_card_and_a_second_with_the_same_code_is_told_why_
         assert cards[0].provision()["did"] == ["name", "erased"], "an enrolled device erases a code and ignores it"
         assert cards[0].pending == "" and code not in cards[0].file.read_text()
         assert stop(gateway) == 0
+        told = [line for line in gateway.log if "device enrolled" in line or "enrolment refused" in line]
+        assert len(told) == 2 and "name=first" in told[0] and "name=second" in told[1], "the operator sees both"
     finally:
         fleet.end()
 

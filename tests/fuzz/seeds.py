@@ -10,6 +10,8 @@ from pathlib import Path
 
 from fuzz.targets import BOUND, CLASSES, archive
 
+from fl_tiny.device.sources import messages
+
 ROOT = Path(__file__).parents[2]
 CORPUS = Path(__file__).with_name("corpus")
 MOST_BYTES = 16_384  # of a seed: small ones are tried more often
@@ -30,6 +32,25 @@ DTLS = (
     b"\x01\x00" * 6 + b"\x04\x01x" + b"\x01\x00" * 3,
     b"\x02\x04abcd" + b"\x01\x00" * 6,
 )
+
+REQUESTS = (
+    messages.Sample("int8", bytes(4), 3),
+    messages.File("png", b"\x89PNG", "cat"),
+    messages.Correct(bytes(8), 1),
+    messages.Label("cat"),
+    messages.Last(),
+)
+CARD = b"""gateway = "hub"
+pairing_code = "FL1:x"
+[board]
+name = "a"
+[network]
+ssid = "home"
+password = '12345678'
+dns = ["fd00::1"]
+[source]
+kind = "spool"
+"""
 
 
 def seeds(name: str) -> list[bytes]:
@@ -58,6 +79,10 @@ def _derived(name: str) -> list[bytes]:
             ]
             found += [bytes([op]) + encoded[key] for op, key in ((3, "rekey"), (4, "enrol-full"))]
             found += [bytes([0, 1]) + path + b"\n" + data for path, key in _POSTED for data in (encoded[key],)]
+        case "request":
+            found = [messages.framed(each)[messages.LENGTH.size :] for each in REQUESTS]
+        case "card":
+            found = [CARD, b"a = " + b"[" * 8000]
         case "tflite":
             files = sorted((ROOT / "tests/models").rglob("*.tflite"))
             found = [path.read_bytes() for path in files if path.stat().st_size <= MOST_BYTES]

@@ -25,9 +25,11 @@ from typing import Any
 
 import numpy as np
 
-from fl_tiny import statedir
+from fl_tiny import board, config, statedir
+from fl_tiny.device.codefile import blanked
 from fl_tiny.device.dataset import Expected, open_dataset
-from fl_tiny.errors import DataError, FlTinyError, MalformedMessage, ModelError, RemoteError
+from fl_tiny.device.sources import messages
+from fl_tiny.errors import ConfigError, DataError, FlTinyError, MalformedMessage, ModelError, RemoteError
 from fl_tiny.gateway import setup
 from fl_tiny.gateway.manifests import Wanted
 from fl_tiny.gateway.models import Models
@@ -90,6 +92,18 @@ def read_message(data: bytes) -> None:
         limit = getattr(cls, "LIMIT", cbor.CONTROL_LIMIT)
         found = wire.decode(cls, body, limit=limit)
         assert wire.decode(cls, wire.encode(found), limit=limit) == found
+
+
+def read_request(data: bytes) -> None:
+    """What a program says to a device's sources; what is accepted is written and read back the same."""
+    found = messages.request_of(data)
+    assert messages.request_of(messages.framed(found)[messages.LENGTH.size :]) == found
+
+
+def read_card(data: bytes) -> None:
+    """A card's file: settings or every fault, and no secret left in what is erased of it."""
+    blanked(data, board.KEPT)
+    config.check_whole(config.parse(data, "card"), config.DeviceSettings, "card")
 
 
 @cache
@@ -454,6 +468,8 @@ TARGETS = {
     "cbor": Target(read_cbor, words=_CBOR_WORDS),
     "wire": Target(read_message, (FlTinyError,), words=_CBOR_WORDS),
     "submission": Target(read_submission, (), (*_CBOR_WORDS, RID, DID, BASE, BOUND, b"u/", b"d\n", b"o\n", b"m/new\n")),
+    "request": Target(read_request, words=_CBOR_WORDS),
+    "card": Target(read_card, (ConfigError,), (b"[network]\n", b'password = "', b"pairing_code = ", b'"""', b"=")),
     "manifest": Target(read_manifest, (RemoteError, ModelError), words=_CBOR_WORDS),
     "dtls": Target(read_datagrams, (), (b"\x01\x00", b"\x02\x02", b"\x16\xfe\xfd", b"\x41\x00", b"\x06\x00")),
     "tflite": Target(read_tflite, (ModelError,), (b"TFL3", b"\xff\xff\xff\xff", b"\x04\0\0\0")),

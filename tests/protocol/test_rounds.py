@@ -80,7 +80,7 @@ def test_a_device_that_came_back_after_a_crash_is_asked_again() -> None:
     rounds = opened(A, B)
     join(rounds, A, B)
     rounds.handle(Came(A), 2.0)
-    assert rounds.invites(A)
+    assert rounds.invites(A, 1.0)
     join(rounds, A)
     rounds.handle(Delivered(A), 3.0)
     assert kinds(rounds.handle(Delivered(B), 3.0)) == [Take, Publish]
@@ -134,7 +134,7 @@ def test_a_newcomer_is_waited_for_by_default() -> None:
 def test_no_more_devices_join_than_clients_are_wanted() -> None:
     rounds = opened(A, B, C, clients=2)
     join(rounds, A, B)
-    assert not rounds.invites(C)
+    assert not rounds.invites(C, 1.0)
     (refusal,) = rounds.handle(Answered(C, RID, Said.JOIN), 2.0)
     assert isinstance(refusal, Refuse) and refusal.code is Code.PHASE
 
@@ -186,7 +186,7 @@ def test_a_restart_goes_on_where_the_store_was() -> None:
         [(A, Said.JOIN), (B, Said.JOIN)],
         100.0,
     )
-    assert not again.invites(A)
+    assert not again.invites(A, 1.0)
     again.handle(Delivered(A), 101.0)
     assert kinds(again.handle(Delivered(B), 102.0)) == [Take, Publish]
 
@@ -228,3 +228,46 @@ def test_whatever_peers_send_a_round_ends_by_its_deadline(
         ends += rounds.tick(DEADLINE_S)
     assert len(ends) == 1
     assert rounds.rid is None
+
+
+def test_a_slow_device_holds_no_round_up_that_asked_for_more_than_it_needs() -> None:
+    dids = [bytes([n]) * 16 for n in range(20)]
+    rounds = opened(*dids, clients=10)
+    join(rounds, *dids[:13])
+    assert rounds.handle(Answered(dids[13], RID, Said.JOIN), 1.0) == [
+        Refuse(Code.PHASE, "this round has enough devices")
+    ]
+    for did in dids[:9]:
+        assert kinds(rounds.handle(Delivered(did), 2.0)) == [Take]
+    closed = rounds.handle(Delivered(dids[9]), 2.0)
+    assert kinds(closed) == [Take, Publish]
+    assert isinstance(closed[1], Publish) and not closed[1].silent, "nobody was waited for"
+    late = rounds.handle(Submitting(dids[10], RID), 2.1)
+    assert isinstance(late[0], Refuse) and late[0].code is Code.LATE
+    strict = Rounds(RoundSettings(10, over_selection=1.0))
+    strict.handle(Opened(RID, 1, frozenset(dids), 20, DEADLINE_S), 0.0)
+    join(strict, *dids[:10])
+    assert isinstance(strict.handle(Answered(dids[10], RID, Said.JOIN), 1.0)[0], Refuse)
+
+
+@given(st.binary(min_size=8, max_size=8), st.integers(100, 1000))
+def test_a_fleet_is_sampled_and_more_are_asked_while_places_are_free(rid: bytes, online: int) -> None:
+    dids = [n.to_bytes(16, "big") for n in range(online)]
+    rounds = Rounds(RoundSettings(20))
+    rounds.handle(Opened(rid, 1, frozenset(dids), online, DEADLINE_S), 0.0)
+    asked = {now: {did for did in dids if rounds.invites(did, now)} for now in (0.0, 5.0, 10.0, 60.0)}
+    assert len(asked[0.0]) <= 26 + 6 * 26**0.5
+    assert asked[0.0] <= asked[5.0] <= asked[10.0] <= asked[60.0] == set(dids)
+    for did in dids[:26]:  # whoever answers is taken, also one that was not asked yet
+        assert rounds.handle(Answered(did, rid, Said.JOIN), 1.0) == [Take()]
+    assert not any(rounds.invites(did, 60.0) for did in dids)
+
+
+def test_each_round_asks_others() -> None:
+    dids = [n.to_bytes(16, "big") for n in range(500)]
+    asked: set[bytes] = set()
+    for number in range(40):
+        rounds = Rounds(RoundSettings(50))
+        rounds.handle(Opened(bytes([number]) * 8, 1, frozenset(dids), 500, DEADLINE_S), 0.0)
+        asked |= {did for did in dids if rounds.invites(did, 0.0)}
+    assert len(asked) >= 490

@@ -28,21 +28,25 @@ class Inference:
         """The child's answer. Raises: DataError when it dies of what it was given; EnvironmentFault for what passes."""
         if self._child is not None and self._child.poll() is not None:
             self.end()  # it died while it had nothing to do, of nothing that was given
-        child = self._child or self._start()
-        self._used = time.monotonic()
+        if self._child is None:
+            self._start()
+        try:
+            return self._asked(header, body)
+        except (EOFError, OSError) as gone:  # it had answered before: so it died of this
+            raise DataError(f"the inference process died of it ({_ending(self.end())})") from gone
+
+    def _asked(self, header: Header, body: bytes) -> tuple[Header, bytes]:
+        """Raises: EOFError, OSError when the child is gone."""
+        child = self._child
+        assert child is not None
         assert child.stdin is not None
         assert child.stdout is not None
-        try:
-            send(child.stdin, header, body)
-            if not select.select([child.stdout], [], [], self._answer_s)[0]:
-                self.end()
-                raise DataError(f"no answer to it in {self._answer_s:.0f} s")
-            answer, data = receive(child.stdout)
-        except (EOFError, OSError) as gone:
-            code = self.end()
-            if code < 0:
-                raise DataError(f"the inference process died of it (signal {-code})") from gone
-            raise EnvironmentFault(f"the inference process ended ({code})", hint="its log says why") from gone
+        self._used = time.monotonic()
+        send(child.stdin, header, body)
+        if not select.select([child.stdout], [], [], self._answer_s)[0]:
+            self.end()
+            raise DataError(f"no answer to it in {self._answer_s:.0f} s")
+        answer, data = receive(child.stdout)
         self._used = time.monotonic()
         if "fault" in answer:
             raise (EnvironmentFault if answer["again"] else DataError)(answer["fault"])
@@ -71,10 +75,19 @@ class Inference:
                     continue
         return code
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _start(self) -> None:
+        """Start a child that has its device open. Raises: EnvironmentFault."""
         command = [sys.executable, "-m", "fl_tiny.device.sources.learner", str(self._directory)]
         try:
             self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         except OSError as fault:
             raise EnvironmentFault(f"no inference process: {fault.strerror}") from fault
-        return self._child
+        try:
+            self._asked({"op": "hello"}, b"")
+        except (EOFError, OSError, DataError) as fault:
+            why = str(fault) or _ending(self.end())
+            raise EnvironmentFault(f"the inference process does not start: {why}", "its log says why") from fault
+
+
+def _ending(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit {code}"

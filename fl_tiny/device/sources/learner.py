@@ -29,6 +29,7 @@ from fl_tiny.learn.loss import Task
 
 KINDS = {**dict.fromkeys(images.SUFFIXES, "images"), ".wav": "wav", ".wave": "wav", ".npz": "data", ".csv": "csv"}
 OWN_LABELS = ("data", "csv")  # kinds whose files say the labels themselves
+NO_CLASSES = "this fleet learns no classes"
 MAX_SAMPLES = 4096  # of one file: 20 MB of features at 1,280 twice over
 REFUSED = (DataError, ModelError)  # faults of what was given; others pass, such as a full disk
 
@@ -41,6 +42,8 @@ class Learner:
 
     def answer(self, header: Header, body: bytes) -> tuple[Header, bytes]:
         """What becomes of one question: ``added``, or a prediction with its features. Raises: FlTinyError."""
+        if header["op"] == "hello":
+            return {}, b""
         if header["op"] == "correct":
             found = Predicted(body, bytes.fromhex(header["meant"]), header["runtime"])
             self._device.learn_predicted(found, self._class(header["label"]))
@@ -59,6 +62,8 @@ class Learner:
     def _single(self, x: NDArray[Any], label: str | int | None) -> tuple[Header, bytes]:
         if label is not None:
             return {"added": self._device.learn(x, [self._class(label)])}, b""
+        if self._device.spec.task is not Task.CLASSES:
+            raise DataError(NO_CLASSES, hint="Device.predict tells what it says")
         said = int(self._device.predict(x)[0])
         found = self._device.predicted(x)[0]
         names = self._device.labels
@@ -99,7 +104,7 @@ class Learner:
     def _class(self, label: str | int) -> int:
         """The class that a label names. Raises: DataError."""
         if self._device.spec.task is not Task.CLASSES:
-            raise DataError("this fleet learns no classes", hint="Device.learn takes its targets")
+            raise DataError(NO_CLASSES, hint="Device.learn takes its targets")
         if isinstance(label, int):
             if not 0 <= label < self._device.spec.classes:
                 raise DataError(f"class {label}; the model has classes 0 to {self._device.spec.classes - 1}")

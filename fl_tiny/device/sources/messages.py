@@ -89,7 +89,8 @@ class Answer:
 def request_of(data: bytes) -> Request:
     """The request in a message. Raises: MalformedMessage."""
     body = cbor.decode(data, limit=LIMIT)
-    if not isinstance(body, dict) or body.get(0) not in REQUESTS or isinstance(body[0], bool):
+    kind = body.get(0) if isinstance(body, dict) else None
+    if not isinstance(body, dict) or isinstance(kind, bool) or not isinstance(kind, int) or kind not in REQUESTS:
         raise MalformedMessage(f"key 0 is none of {', '.join(map(str, REQUESTS))}")
     cls = REQUESTS[body.pop(0)]
     made: Request = from_map(cls, body, cls.__name__.lower())

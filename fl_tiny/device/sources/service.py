@@ -91,10 +91,15 @@ class Service:
 
     async def _watch_spool(self) -> None:
         place, failures = Path(self._settings.spool), 0
+        shut: set[Path] = set()  # folders told of
         while True:
             try:
                 for found in spool.dropped(place):
-                    await self._take(place, found)
+                    if found.removable:
+                        await self._take(place, found)
+                    elif found.path.parent not in shut and len(shut) < spool.MAX_SEEN:
+                        shut.add(found.path.parent)
+                        log.warning("folder passed over path=%s hint=%r", found.path.parent, spool.RIGHTS)
                 failures = 0
             except EnvironmentFault as fault:
                 log.warning("spool waits why=%r", str(fault))

@@ -21,6 +21,7 @@ SIDECAR, REASON = ".label", ".reason"
 MAX_BYTES = 64 << 20  # of a file; larger ones are for `samples add`
 MAX_SEEN = 4096  # entries of a folder that one look takes in
 MAX_REJECTED = 100  # files put aside; the oldest goes
+RIGHTS = "folders of the spool are for the group fl-tiny: chmod 2770"
 MAX_LABEL = 192  # bytes: 48 characters of four
 
 
@@ -32,6 +33,11 @@ class Dropped:
     label: str | None
     once: str
     fault: str = ""
+
+    @property
+    def removable(self) -> bool:
+        """May it be removed? If not it must not be learnt either, or it would be again and again."""
+        return os.access(self.path.parent, os.W_OK | os.X_OK)
 
 
 def dropped(spool: Path) -> Iterator[Dropped]:
@@ -55,9 +61,6 @@ def remove(found: Dropped) -> None:
         sync_directory(found.path.parent)
     except OSError as fault:
         raise EnvironmentFault(f"{found.path} cannot be removed: {fault.strerror}", hint=RIGHTS) from fault
-
-
-RIGHTS = "folders of the spool are for the group fl-tiny: chmod 2770"
 
 
 def reject(spool: Path, found: Dropped, why: str) -> None:

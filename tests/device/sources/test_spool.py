@@ -104,6 +104,18 @@ def test_a_file_that_the_child_dies_of_is_put_aside_and_the_service_goes_on(boar
     assert board.stats()["samples"] == 3
 
 
+def test_files_wait_while_the_model_cannot_be_run(board: Board) -> None:
+    base = board.dir / "model/base.tflite"
+    good = base.read_bytes()
+    base.write_bytes(good[:100])
+    service = board.serve()
+    board.drop("kind1/a.png", png())
+    until(lambda: any("spool waits" in line for line in service.log), "word of it")
+    assert left(board) == ["kind1/a.png"], "it is no fault of the file"
+    base.write_bytes(good)
+    service.event("sample", added=1)
+
+
 def child(pid: int) -> int:
     """The service's child, whichever of its threads has started it."""
     lists = [path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/children")]

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An image of our own builder boots in QEMU, enrols by the code on its card, learns from its spool, is in a round."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from e2e.fleet import Fleet, cli
+
+from . import guest
+from .guest import Guest, until
+
+DEV = "/var/lib/fl-tiny/device"
+SPOOL = "/var/lib/fl-tiny/spool"
+SAMPLES = 60
+FIGURES = guest.ROOT / "build/boot/qemu-arm64.json"
+MIB = 1 << 20
+pytestmark = pytest.mark.skipif(bool(guest.missing()), reason=f"no image to boot here: {guest.missing()}")
+
+
+class Board:
+    """One image, provisioned as a person does it, booted beside a gateway; and what was measured."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.made = guest.build("qemu-arm64", folder / "out")
+        self.fleet = Fleet(folder)
+        (self.fleet.gw / "fl-tiny.toml").write_text("clients = 1\ninterval = 5.0\n")
+        self.fleet.gateway()
+        self.code = cli("gateway", "pair", self.fleet.gw)["code"]
+        key = guest.ssh_key(folder)
+        card = folder / "card.toml"
+        card.write_text(
+            f'gateway = "{guest.HOST}:{self.fleet.port}"\npairing_code = "{self.code}"\n'
+            f'[board]\nname = "kitchen"\n[source]\nkind = "spool"\n'
+            f'[ssh]\nauthorized_keys = ["{key.with_suffix(".pub").read_text().strip()}"]\n'
+        )
+        self.disk = guest.copy(Path(self.made["image"]), folder / "disk.img", 1024)
+        cli("image", "provision", self.disk, "--config", card)
+        self.guest = Guest(self.disk, key, folder / "serial.log")
+        self.figures: dict[str, Any] = {}
+
+    def state(self, unit: str) -> str:
+        return self.guest.do(f"systemctl is-active {unit}", code=None).strip()
+
+    def rounds(self) -> int:
+        """Published rounds."""
+        return int(cli("gateway", "status", self.fleet.gw)["round"])
+
+    def end(self) -> None:
+        self.guest.end()
+        self.fleet.end()
+        if self.figures:
+            FIGURES.parent.mkdir(parents=True, exist_ok=True)
+            FIGURES.write_text(json.dumps(self.figures, indent=2, sort_keys=True) + "\n")
+
+
+@pytest.fixture(scope="module")
+def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
+    made = Board(tmp_path_factory.mktemp("boot"))
+    yield made
+    made.end()
+
+
+def test_it_is_what_its_board_file_says_and_small(board: Board) -> None:
+    found = cli("image", "verify", board.disk, "--board", "qemu-arm64")
+    assert all(not each["missing"] for each in found), found
+    board.figures["compressed_mib"] = round(Path(board.made["compressed"]).stat().st_size / MIB, 1)
+    assert board.figures["compressed_mib"] <= 80
+
+
+def test_it_boots_and_enrols_by_the_code_on_its_card_which_is_erased(board: Board) -> None:
+    board.figures["boot_to_ssh_s"] = round(board.guest.ready(), 1)
+    until(lambda: cli("gateway", "devices", board.fleet.gw), "device at the gateway", 600, pause=3)
+    card = until(
+        lambda: board.code not in (found := board.guest.fat("fl-tiny.toml")) and found, "card without its code"
+    )
+    assert "kitchen" in card and guest.HOST in card, "the rest of it stays"
+    assert board.guest.do("cat /proc/sys/kernel/hostname").strip() == "kitchen"
+    modes = board.guest.do(f"stat -c '%a %U' {DEV}/secret {DEV}/secret/device.key {DEV}/secret/psk").split("\n")
+    assert modes[:3] == ["700 fl-tiny", "600 fl-tiny", "600 fl-tiny"]
+    until(lambda: board.state("fl-tiny-device") == "active", "running device service")
+    assert int(board.guest.do("df --output=size -m /data | tail -1")) > 500, "the data partition has grown"
+
+
+def test_nobody_logs_in_without_the_key_and_the_root_is_read_only(board: Board) -> None:
+    assert not re.search(r"^[^:]+:\$", board.guest.do("cat /etc/shadow"), re.MULTILINE)
+    assert "squashfs" in board.guest.do("findmnt -no FSTYPE /")
+    effective = board.guest.do("sshd -T | grep -i -E '^(passwordauthentication|permitrootlogin)'")
+    assert "passwordauthentication no" in effective and "permitrootlogin yes" not in effective
+    assert board.guest.do("systemctl --failed --no-legend --plain").strip() == ""
+
+
+def test_its_update_from_spooled_samples_is_in_a_published_round(board: Board) -> None:
+    board.figures["idle_rss_mib"] = rss(board)
+    until(lambda: board.state("fl-tiny-source") == "active", "running source service")
+    board.guest.put(board.fleet.data("board", SAMPLES, 0), f"{SPOOL}/.samples.npz")
+    board.guest.do(f"chown fl-tiny: {SPOOL}/.samples.npz && mv {SPOOL}/.samples.npz {SPOOL}/samples.npz")
+    peak = 0.0
+
+    def published() -> bool:
+        nonlocal peak
+        peak = max(peak, rss(board))
+        return board.rounds() >= 1
+
+    until(published, "published round", 900, pause=2)
+    assert cli("gateway", "devices", board.fleet.gw)[0]["rounds"] >= 1, "and this board's update is in it"
+    assert board.guest.report(f"device status {DEV}")["samples"] == SAMPLES
+    assert board.guest.do(f"ls {SPOOL}").strip() in ("", "rejected"), "what was learnt is gone"
+    board.figures["training_rss_mib"] = peak
+    board.figures["boot_to_round_s"] = round(board.guest.elapsed(), 1)
+    board.figures["root_mib"] = round(sum(size for size, _ in board.guest.usage()) / MIB, 1)
+    assert board.figures["root_mib"] <= 210
+
+
+def rss(board: Board) -> float:
+    """MiB resident of the device's unit, its training child included, shared pages counted once a process."""
+    lines = board.guest.do(
+        "cat /sys/fs/cgroup/system.slice/fl-tiny-device.service/cgroup.procs |"
+        " while read -r pid; do grep VmRSS /proc/$pid/status; done; true"
+    )
+    return round(sum(int(kib) for kib in re.findall(r"VmRSS:\s+(\d+) kB", lines)) / 1024, 1)
