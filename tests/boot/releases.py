@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import struct
 import subprocess
@@ -63,7 +64,7 @@ def small(number: str, folder: Path) -> Path:
     """A folder to make a bundle of that no board should ever start."""
     content = folder / f"content-{number}"
     content.mkdir()
-    (content / "noise").write_bytes(bytes(range(256)) * 4000)
+    (content / "noise").write_bytes(random.Random(6).randbytes(1_000_000))
     run("mksquashfs", content / "noise", content / "root.squashfs", "-quiet", "-no-progress", "-noD")
     (content / "noise").unlink()
     return describe(content, number)
