@@ -162,8 +162,7 @@ class Agent:
             if idle and once and not trying and self._once_over(told, started):
                 return await self._release.pieces(link, VISIT_S)
             end = time.monotonic() + told.poll_ms / 1000
-            if idle and not trying:
-                await self._release.pieces(link, told.poll_ms / 1000)
+            await self._release.pieces(link, told.poll_ms / 1000, lambda: not self._child.words.empty())
             await self._listen(link, max(0.0, end - time.monotonic()))
 
     async def _rejoin(self, link: Link) -> None:

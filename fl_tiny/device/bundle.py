@@ -93,10 +93,13 @@ class Fetch:
         self._wanted = bundle
         self._say("fetching", bundle)
 
-    async def pieces(self, link: Link, seconds: float) -> None:
-        """Fetch for so long, or until it is whole. Raises: EnvironmentFault, RemoteError when the gateway is gone."""
+    async def pieces(self, link: Link, seconds: float, is_enough: Callable[[], bool] = lambda: False) -> None:
+        """Fetch for so long, until it is whole, or until something else is to be done.
+
+        Raises: EnvironmentFault when the gateway is gone.
+        """
         end = time.monotonic() + seconds
-        while self._wanted is not None and (now := time.monotonic()) < end:
+        while self._wanted is not None and (now := time.monotonic()) < end and not is_enough():
             try:
                 await self._piece(link, self._wanted)
             except RemoteError as fault:

@@ -35,7 +35,7 @@ class Rig:
         self.root = releases.slot_of(image, folder)
         self.disk = guest.copy(image, folder / "disk.img", 1024)
         self.fleet = Fleet(folder)
-        (self.fleet.gw / "fl-tiny.toml").write_text("clients = 1\ninterval = 10.0\n")
+        (self.fleet.gw / "fl-tiny.toml").write_text("clients = 1\ninterval = 30.0\n")
         self.fleet.gateway()
         self.key = guest.ssh_key(folder)
         self.provision()
