@@ -185,7 +185,7 @@ def scripts(package: Package) -> dict[str, str]:
             text = (ROOT / "deploy/deb" / file).read_text()
             names = {"PACKAGE": package.name, "ROLE": package.role, "UNITS": " ".join(package.units)}
             names["ENABLED"] = " ".join(package.enabled)
-            kept = ("device", "board", "spool") if package.role == "device" else (package.role,)
+            kept = ("device", "board", "spool", "update") if package.role == "device" else (package.role,)
             names["STATE"] = " ".join(f"/var/lib/fl-tiny/{name}" for name in kept)
             for name, value in names.items():
                 text = text.replace(f"@{name}@", value)

@@ -122,6 +122,7 @@ async def carry(
     except CoapError:  # the session has ended
         return False
     finally:
+        window.session_ended()
         for answer, (_, give_up) in waiting.items():
             give_up()
             answer.cancel()

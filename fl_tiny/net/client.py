@@ -232,7 +232,11 @@ class Client:
             if await bulk.carry(window, ask, answered, self._stale_s):
                 return
             self._drop(link)
-            silent = silent + 1 if window.left == left else 0
+            if window.left < left:
+                silent = 0
+                continue
+            silent += 1
+            self._way.starved(asyncio.get_running_loop().time())  # who shook hands is there: too long for the way?
         raise self._lost()
 
     def _lost(self) -> EnvironmentFault:

@@ -156,6 +156,13 @@ class Window:
         self._most, self._clean = LEAST, 0
         self._next_at = max(self._next_at, now + wait_s)
 
+    def session_ended(self) -> None:
+        """What is in flight will not be answered any more."""
+        for piece in self._away.values():
+            self._mark(piece, _AWAY, _LACKING)
+        self._away.clear()
+        self._late.clear()
+
     def tick(self, now: float) -> None:
         """Give up requests whose time is over."""
         for piece in [p for p in self._away.values() if now >= p.deadline]:

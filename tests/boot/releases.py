@@ -10,20 +10,12 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+from fl_tiny.image.bundle import MANIFEST
+
 from .guest import ROOT, run
 
 SECTOR = 512
 BOARD = "fl-tiny-qemu-arm64"
-MANIFEST = """[update]
-compatible={board}
-version={release}
-
-[bundle]
-format=verity
-
-[image.rootfs]
-filename=root.squashfs
-"""
 
 
 def missing() -> str:
@@ -72,7 +64,7 @@ def small(number: str, folder: Path) -> Path:
 
 def describe(content: Path, number: str) -> Path:
     """The manifest beside a root, and what our pre-install handler asks for."""
-    (content / "manifest.raucm").write_text(MANIFEST.format(board=BOARD, release=number))
+    (content / "manifest.raucm").write_text(MANIFEST.format(compatible=BOARD, release=number))
     (content / "fl-tiny-release").write_text(f"COMPATIBLE={BOARD}\nRELEASE={number}\n")
     return content
 

@@ -48,10 +48,6 @@ class Board:
     def state(self, unit: str) -> str:
         return self.guest.do(f"systemctl is-active {unit}", code=None).strip()
 
-    def rounds(self) -> int:
-        """Published rounds."""
-        return int(cli("gateway", "status", self.fleet.gw)["round"])
-
     def end(self) -> None:
         self.guest.end()
         self.fleet.end()
@@ -106,10 +102,9 @@ def test_its_update_from_spooled_samples_is_in_a_published_round(board: Board) -
     def published() -> bool:
         nonlocal peak
         peak = max(peak, rss(board))
-        return board.rounds() >= 1
+        return bool(cli("gateway", "devices", board.fleet.gw)[0]["last_round"])
 
-    until(published, "published round", 900, pause=2)
-    assert cli("gateway", "devices", board.fleet.gw)[0]["rounds"] >= 1, "and this board's update is in it"
+    until(published, "published round with this board's update in it", 900, pause=2)
     assert board.guest.report(f"device status {DEV}")["samples"] == SAMPLES
     assert board.guest.do(f"ls {SPOOL}").strip() in ("", "rejected"), "what was learnt is gone"
     board.figures["training_rss_mib"] = peak

@@ -25,7 +25,7 @@ FLEETS = {
     "values": ("zoo/values", 2, "regression", []),
     "a convolution before the pool": ("zoo/conv_two", 2, "classification", []),
     "tanh between": ("zoo/hidden_tanh", 2, "classification", []),
-    "biases alone": ("zoo/hidden_relu", 2, "classification", ["--bias-only"]),
+    "biases alone": ("zoo/conv_two", 2, "classification", ["--bias-only"]),
 }
 
 

@@ -56,7 +56,10 @@ class Relay:
         ended.close()
 
     def _from_client(self) -> None:
-        data, self._client = self._inner.recvfrom(65_536)
+        data, client = self._inner.recvfrom(65_536)
+        if client != self._client and self._client is not None:
+            self.rebind()  # as a NAT: what the server has for the old socket must not reach the new one
+        self._client = client
         self._pass(data, lambda d: self._outer.sendto(d, ("127.0.0.1", self._server_port)))
 
     def _from_server(self) -> None:

@@ -36,6 +36,7 @@ SYSTEMD_SERVICE:${PN} = "\
     fl-tiny-device.service \
     fl-tiny-enroll.service \
     fl-tiny-provision.service \
+    fl-tiny-source.service \
 "
 SYSTEMD_SERVICE:${PN}-gateway = "fl-tiny-gateway.service"
 
@@ -95,6 +96,7 @@ RDEPENDS:${PN} += "\
     python3-json \
     python3-logging \
     python3-math \
+    python3-mmap \
     python3-netclient \
     python3-numpy (>= 1.23) \
     python3-profile \
