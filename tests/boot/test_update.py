@@ -65,11 +65,10 @@ def test_a_release_comes_over_the_lan_is_confirmed_and_trains_on(rig: Rig, size:
 def test_a_release_that_cannot_reach_its_gateway_is_left_by_itself(rig: Rig) -> None:
     before = rig.slot()
     made = rig.bundle(BAD, releases.numb)
-    rig.board.put(made, "/data/b.raucb")
+    came = f"{DEV}/update/{name_of(made)}"
+    rig.board.put(made, f"{came}.new")
     cli("gateway", "bundle", "add", rig.fleet.gw, made)
-    rig.board.do(
-        f"chown fl-tiny: /data/b.raucb; mv /data/b.raucb {DEV}/update/{name_of(made)}.raucb"
-    )  # as if it had come
+    rig.board.do(f"chown fl-tiny: {came}.new; mv {came}.new {came}.raucb")  # as if the device had fetched it
     until(lambda: rig.offered()["refused"], "refusal", 1500, pause=5)
     assert "did not reach its gateway within 60 s" in rig.offered()["why"]
     rig.board.ready()
