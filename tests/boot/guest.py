@@ -95,22 +95,22 @@ def ssh_key(folder: Path) -> Path:
 class Guest:
     """A board's disk in QEMU's virt machine. The disk is written to: give it a copy."""
 
-    def __init__(self, disk: Path, key: Path, log: Path, memory_mib: int = 512) -> None:
+    def __init__(self, disk: Path, key: Path, log: Path, memory_mib: int = 512, writes: Path | None = None) -> None:
+        """``log``: the serial console's.   writes: where all that is written to the disk is recorded, in order."""
         self.disk, self.key, self.log = disk, key, log
         self.port = free_port()
         self.began = time.monotonic()
         network = f"user,id=n,hostfwd=tcp:127.0.0.1:{self.port}-:22"
+        drive = ["-drive", f"if=none,id=d,format=raw,file={disk}"]
+        if writes is not None:
+            writes.touch()
+            drive = ["-blockdev", f"driver=file,node-name=disk,filename={disk}"]
+            drive += ["-blockdev", f"driver=file,node-name=writes,filename={writes}"]
+            drive += ["-blockdev", "driver=blklogwrites,node-name=d,file=disk,log=writes,log-super-update-interval=1"]
         self.process = subprocess.Popen(
             [
                 *("qemu-system-aarch64", "-M", "virt", "-cpu", "cortex-a57", "-smp", "2", "-m", str(memory_mib)),
-                *(
-                    "-bios",
-                    FIRMWARE,
-                    "-drive",
-                    f"if=none,id=d,format=raw,file={disk}",
-                    "-device",
-                    "virtio-blk-pci,drive=d",
-                ),
+                *("-bios", str(FIRMWARE), *drive, "-device", "virtio-blk-pci,drive=d"),
                 *("-netdev", network, "-device", "virtio-net-pci,netdev=n,romfile="),
                 *("-device", "virtio-rng-pci", "-device", "i6300esb", "-display", "none", "-monitor", "none"),
                 *("-serial", f"file:{log}"),
@@ -175,11 +175,11 @@ class Guest:
         lines = self.do("du -xb --max-depth=2 --separate-dirs /usr /etc /boot /opt /srv 2>/dev/null; true").split("\n")
         return [(int(size), path) for size, path in (line.split("\t", 1) for line in lines if line)]
 
-    def put(self, source: Path, target: str) -> None:
-        """Copy a file into the guest."""
+    def put(self, source: Path, target: str, size: int = 0) -> None:
+        """Copy a file into the guest; only its first ``size`` bytes, when they are said."""
+        take = f"cat > {target}" if not size else f"head -c {size} > {target}; cat > /dev/null"
         with source.open("rb") as file:
-            words = [*self._command(), f"cat > {target}"]
-            subprocess.run(words, stdin=file, check=True, timeout=120, capture_output=True)
+            subprocess.run([*self._command(), take], stdin=file, check=True, timeout=900, capture_output=True)
 
     def starts(self, command: str) -> subprocess.Popen[str]:
         """A command in the guest that goes on beside the test."""
