@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ def add(parent: Any) -> None:
     p = command(sub, "verify", verify, "fl-tiny image verify board.img --board rpi-4")
     p.add_argument("image", type=Path, metavar="IMG", help="an image that is not compressed")
     p.add_argument("--board", required=True, metavar="BOARD", help="the board that it is for")
+    p.add_argument("--record", type=Path, metavar="F", help="keep what was found, with the image's digest and sizes")
     _recipes(p)
 
 
@@ -152,12 +154,17 @@ def provision(args: argparse.Namespace) -> None:
 
 
 def verify(args: argparse.Namespace) -> int:
-    """Hold an image against its board: partitions, boot files, what is in its slot, kernel options, device trees."""
+    """Hold an image against its board: partitions, boot files, firmware, its slot, kernel options, device trees."""
+    from fl_tiny.image import evidence
     from fl_tiny.image.boards import find_recipes, load_base, load_board
     from fl_tiny.image.verify import verify
 
     recipes = find_recipes(args.recipes)
     found = verify(args.image, load_board(recipes, args.board), load_base(recipes))
+    if args.record is not None:
+        evidence.write(
+            evidence.record(args.image, args.board, found, time.strftime("%Y-%m-%d", time.gmtime())), args.record
+        )
     rows: list[dict[str, Any]] = [
         {"check": f.check, "state": "fail" if f.missing else "ok", "looked_at": f.looked_at, "missing": list(f.missing)}
         for f in found
