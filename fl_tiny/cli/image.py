@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -155,16 +154,15 @@ def provision(args: argparse.Namespace) -> None:
 
 def verify(args: argparse.Namespace) -> int:
     """Hold an image against its board: partitions, boot files, firmware, its slot, kernel options, device trees."""
-    from fl_tiny.image import evidence
+    from fl_tiny.image import evidence, tools
     from fl_tiny.image.boards import find_recipes, load_base, load_board
     from fl_tiny.image.verify import verify
 
     recipes = find_recipes(args.recipes)
     found = verify(args.image, load_board(recipes, args.board), load_base(recipes))
     if args.record is not None:
-        evidence.write(
-            evidence.record(args.image, args.board, found, time.strftime("%Y-%m-%d", time.gmtime())), args.record
-        )
+        today = tools.run("date", "-u", "+%Y-%m-%d").strip()
+        evidence.write(evidence.record(args.image, args.board, found, today), args.record)
     rows: list[dict[str, Any]] = [
         {"check": f.check, "state": "fail" if f.missing else "ok", "looked_at": f.looked_at, "missing": list(f.missing)}
         for f in found
