@@ -16,7 +16,7 @@ from typing import Any
 
 from fl_tiny import config, notify, statedir
 from fl_tiny.device import budget, derived, find, job, slots
-from fl_tiny.device.bundle import Fetch
+from fl_tiny.device.bundle import BUSY, IDLE, Fetch
 from fl_tiny.device.child import Child, Word
 from fl_tiny.device.layout import DEVICE_KEY
 from fl_tiny.device.link import Link, raise_if_out
@@ -162,8 +162,8 @@ class Agent:
             if idle and once and not trying and self._once_over(told, started):
                 return await self._release.pieces(link, VISIT_S)
             end = time.monotonic() + told.poll_ms / 1000
-            if idle and not trying:
-                await self._release.pieces(link, told.poll_ms / 1000)
+            pause = BUSY if self._child.works or self._session.state is not session.State.IDLE else IDLE
+            await self._release.pieces(link, told.poll_ms / 1000, pause, lambda: not self._child.words.empty())
             await self._listen(link, max(0.0, end - time.monotonic()))
 
     async def _rejoin(self, link: Link) -> None:

@@ -25,7 +25,8 @@ from fl_tiny.protocol.release import PIECE, Bundle, BundleRefusal, Release
 
 log = logging.getLogger(__name__)
 
-PAUSE_S = 0.1  # between two pieces at least, else as long as the last one took: half of the way is others' (guess)
+PAUSE_S = 0.02  # between two pieces at least
+IDLE, BUSY = 0.25, 1.0  # of the time that a piece took, until the next: a fifth or half of the way is others' (guess)
 SYNC_EVERY = 32  # pieces: a cut costs 1 MiB
 MARGIN_BYTES = 32 << 20  # left free for samples and rounds
 DAMAGED = 2  # wrong digests in a row that make a refusal: one may be the card's doing
@@ -93,10 +94,15 @@ class Fetch:
         self._wanted = bundle
         self._say("fetching", bundle)
 
-    async def pieces(self, link: Link, seconds: float) -> None:
-        """Fetch for so long, or until it is whole. Raises: EnvironmentFault, RemoteError when the gateway is gone."""
+    async def pieces(
+        self, link: Link, seconds: float, pause: float = IDLE, is_enough: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Fetch for so long, until it is whole, or until something else is to be done.
+
+        pause: IDLE, or BUSY while this board trains or sends.   Raises: EnvironmentFault when the gateway is gone.
+        """
         end = time.monotonic() + seconds
-        while self._wanted is not None and (now := time.monotonic()) < end:
+        while self._wanted is not None and (now := time.monotonic()) < end and not is_enough():
             try:
                 await self._piece(link, self._wanted)
             except RemoteError as fault:
@@ -107,7 +113,7 @@ class Fetch:
                 log.warning("release not kept why=%r", str(fault))
                 self._wanted = None
                 return
-            await asyncio.sleep(max(PAUSE_S, time.monotonic() - now))
+            await asyncio.sleep(max(PAUSE_S, pause * (time.monotonic() - now)))
 
     async def _piece(self, link: Link, bundle: Bundle) -> None:
         self._folder.mkdir(mode=0o750, exist_ok=True)

@@ -33,20 +33,25 @@ def bundle(steps: tuple[plan.Step, ...], places: Places, keys: Path, out: Path) 
     _, _, slot = make_release(steps, places)
     words = dict(next(step.words for step in steps if isinstance(step, plan.Slot)))
     compatible, release = words["@COMPATIBLE@"], words["@RELEASE@"]
-    out.mkdir(parents=True, exist_ok=True)
     made = out / f"{compatible}-{release}.raucb"
     places.say(f"bundle: {made}")
-    with tempfile.TemporaryDirectory(dir=out) as folder:
+    pack(slot / "slot.squashfs", compatible, release, keys, made)
+    return made
+
+
+def pack(slot: Path, compatible: str, release: str, keys: Path, made: Path) -> None:
+    """A slot's squashfs as the bundle ``made``, signed by the signer in ``keys``. Raises: EnvironmentFault."""
+    made.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=made.parent) as folder:
         content = Path(folder, "content")
         content.mkdir()
         try:
-            os.link(slot / "slot.squashfs", content / "root.squashfs")
+            os.link(slot, content / "root.squashfs")
         except OSError:  # another filesystem
-            tools.run("cp", slot / "slot.squashfs", content / "root.squashfs")
+            tools.run("cp", slot, content / "root.squashfs")
         (content / "manifest.raucm").write_text(MANIFEST.format(compatible=compatible, release=release))
         (content / "fl-tiny-release").write_text(f"COMPATIBLE={compatible}\nRELEASE={release}\n")
         draft = Path(folder, made.name)
         signer = ("--cert", keys / CERTIFICATE, "--key", keys / KEY, "--keyring", keys / CA)
         tools.run("rauc", "bundle", *signer, content, draft)
         draft.replace(made)
-    return made

@@ -3,18 +3,20 @@
 
 from __future__ import annotations
 
+import random
 import shutil
-import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from fl_tiny.image.bundle import MANIFEST
+from fl_tiny.image.bundle import pack
+from fl_tiny.image.disk import copy_out
 
 from .guest import ROOT, run
 
-SECTOR = 512
 BOARD = "fl-tiny-qemu-arm64"
+FAST = ("-comp", "gzip", "-Xcompression-level", "1", "-b", "256K", "-noappend", "-quiet", "-no-progress")
+PLAIN = ("-action", "uncompressed@pathname(boot/vmlinuz) || pathname(boot/initrd.img)")  # as image/hooks/compose has it
 
 
 def missing() -> str:
@@ -25,14 +27,8 @@ def missing() -> str:
 
 def slot_of(image: Path, folder: Path) -> Path:
     """The root in an image's slot A, unpacked."""
-    with image.open("rb") as disk:
-        table = disk.read(SECTOR)
-        first, count = struct.unpack_from("<II", table, 446 + 16 + 8)
-        disk.seek(first * SECTOR)
-        slot = folder / "slot.squashfs"
-        with slot.open("wb") as file:
-            for _ in range(0, count, 2048):
-                file.write(disk.read(2048 * SECTOR))
+    slot = folder / "slot.squashfs"
+    copy_out(image, "slot-a", slot)
     root = folder / "root"
     run("unsquashfs", "-q", "-n", "-d", root, slot, patience=600)
     slot.unlink()
@@ -40,39 +36,33 @@ def slot_of(image: Path, folder: Path) -> Path:
 
 
 def release(root: Path, number: str, folder: Path, change: Callable[[Path], None] = lambda root: None) -> Path:
-    """A folder to make a bundle of: the root as this release, with a change that is taken back afterwards."""
-    content = folder / f"content-{number}"
-    content.mkdir()
-    stated = root / "etc/fl-tiny-release"
-    stated.write_text(f"COMPATIBLE={BOARD}\nRELEASE={number}\n")
-    change(root)
-    squash = ["-comp", "xz", "-b", "256K", "-noappend", "-quiet", "-no-progress"]
-    run("mksquashfs", root, content / "root.squashfs", *squash, patience=1200)
-    return describe(content, number)
+    """The squashfs of a root as this release, with a change. It is made fast, and so larger than a real one."""
+    made = folder / f"root-{number}.squashfs"
+    copy = folder / f"root-{number}"
+    run("cp", "-al", root, copy)
+    try:
+        stated = copy / "etc/fl-tiny-release"
+        stated.unlink()  # else the root's own would change
+        stated.write_text(f"COMPATIBLE={BOARD}\nRELEASE={number}\n")
+        change(copy)
+        run("mksquashfs", copy, made, *FAST, *PLAIN, patience=1200)
+    finally:
+        shutil.rmtree(copy)
+    return made
 
 
-def small(number: str, folder: Path) -> Path:
-    """A folder to make a bundle of that no board should ever start."""
-    content = folder / f"content-{number}"
-    content.mkdir()
-    (content / "noise").write_bytes(bytes(range(256)) * 4000)
-    run("mksquashfs", content / "noise", content / "root.squashfs", "-quiet", "-no-progress", "-noD")
-    (content / "noise").unlink()
-    return describe(content, number)
+def small(folder: Path) -> Path:
+    """What no board should ever start."""
+    noise, made = folder / "noise", folder / "noise.squashfs"
+    if not made.exists():
+        noise.write_bytes(random.Random(6).randbytes(1_000_000))
+        run("mksquashfs", noise, made, "-quiet", "-no-progress", "-noD")
+    return made
 
 
-def describe(content: Path, number: str) -> Path:
-    """The manifest beside a root, and what our pre-install handler asks for."""
-    (content / "manifest.raucm").write_text(MANIFEST.format(compatible=BOARD, release=number))
-    (content / "fl-tiny-release").write_text(f"COMPATIBLE={BOARD}\nRELEASE={number}\n")
-    return content
-
-
-def bundle(content: Path, keys: Path, name: str = "") -> Path:
-    """The folder as a signed bundle."""
-    made = content.parent / f"{name or content.name}.raucb"
-    signer = ["--cert", keys / "update-signer.pem", "--key", keys / "update-signer.key"]
-    run("rauc", "bundle", *signer, "--keyring", keys / "update-ca.pem", content, made)
+def bundle(slot: Path, number: str, keys: Path, made: Path) -> Path:
+    """A slot as a signed bundle, by the builder."""
+    pack(slot, BOARD, number, keys, made)
     return made
 
 

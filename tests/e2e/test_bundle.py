@@ -112,3 +112,16 @@ def test_a_system_without_slots_is_offered_nothing_and_says_nothing(fleet: Fleet
     assert device.wait() == 0
     assert cli("gateway", "bundle", "list", fleet.gw)[0]["boards"] == 0
     assert not (dev / "update").exists()
+
+
+def test_a_board_that_is_always_at_work_gets_its_release_all_the_same(
+    fleet: Fleet, root: Path, keys: Path, tmp_path: Path
+) -> None:
+    """A slow board's child is never idle between rounds that follow one another closely."""
+    (fleet.gw / "fl-tiny.toml").write_text("clients = 1\ninterval = 0.05\nepochs = 40\n")
+    fleet.gateway()
+    dev = fleet.device("dev", samples=400)
+    cli("gateway", "bundle", "add", fleet.gw, raucs.make_bundle(tmp_path, keys, "3", form="verity"))
+    device = fleet.run(dev, "--root", root)
+    device.event("release", state="fetched")
+    device.event("update", status="accepted")
