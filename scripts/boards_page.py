@@ -33,7 +33,6 @@ FIGURES = {
     "boot_to_round_s": "power to its update in a published round, s",
     "idle_rss_mib": "device service when idle, MiB of RSS",
     "training_rss_mib": "device service when training, its child included, MiB of RSS at most",
-    "root_mib": "root in use, kernel included, MiB",
     "compressed_mib": "image, compressed, MiB",
 }
 INTRO = """# Boards

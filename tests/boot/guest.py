@@ -207,11 +207,6 @@ class Guest:
         """Seconds since its power came on."""
         return time.monotonic() - self.began
 
-    def usage(self) -> list[tuple[int, str]]:
-        """Bytes of each folder of the root, kernel included."""
-        lines = self.do("du -xb --max-depth=2 --separate-dirs /usr /etc /boot /opt /srv 2>/dev/null; true").split("\n")
-        return [(int(size), path) for size, path in (line.split("\t", 1) for line in lines if line)]
-
     def put(self, source: Path, target: str, size: int = 0) -> None:
         """Copy a file into the guest; only its first ``size`` bytes, when they are said."""
         take = f"cat > {target}" if not size else f"head -c {size} > {target}; cat > /dev/null"
@@ -265,7 +260,8 @@ def keep(board: str, machine: str, said: dict[str, str], figures: dict[str, floa
     parts = [f"==== {title} ====\n{text}\n" for title, text in said.items()]
     (KEPT / f"{board}.log").write_text("\n".join(parts))
     path = KEPT / f"{board}.json"
-    changes = {"machine": f"QEMU {version}, {machine}", "log": f"{board}.log", "figures": figures}
+    busy = f"emulated on {os.cpu_count()} cores at a load of {os.getloadavg()[2]:.0f}"
+    changes = {"machine": f"QEMU {version}, {machine}, {busy}", "log": f"{board}.log", "figures": figures}
     evidence.write(replace(evidence.read(path), **changes), path)
 
 

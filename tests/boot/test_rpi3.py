@@ -77,6 +77,4 @@ def test_a_raspberry_pi_3_boots_and_its_device_service_runs(tmp_path: Path) -> N
     assert said.count("Welcome to GRUB") == 1, "it never started anew"
     after = said[said.index(RUNS) :]
     assert "Failed to start fl-tiny-device" not in said and "Stopped fl-tiny-device" not in after
-    guest.keep(
-        NAME, "raspi3b, 4 x cortex-a53, 1 GiB, no network, no watchdog, emulated", {"serial console": said}, figures
-    )
+    guest.keep(NAME, "raspi3b, 4 x cortex-a53, 1 GiB, no network, no watchdog", {"serial console": said}, figures)
