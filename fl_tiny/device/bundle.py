@@ -42,6 +42,7 @@ class Fetch:
         self._refused: Record | None = None  # by us, before root saw it
         self._damaged = 0
         self._told = False
+        self._swept = False  # is nothing there any more of what was offered before this start?
         self._running: Release | None = None
         try:
             self._running = machine.release() if machine.rauc_config.exists() else None
@@ -74,9 +75,9 @@ class Fetch:
 
     def offered(self, bundle: Bundle | None) -> None:
         """What the gateway's last word offers."""
-        if bundle == self._wanted or self._running is None:
+        if (bundle == self._wanted and self._swept) or self._running is None:
             return
-        self._wanted = None
+        self._wanted, self._swept = None, True
         name = bundle.digest[:8].hex() if bundle else ""
         left = self._left()
         if left is not None and left.name == name:
@@ -85,7 +86,7 @@ class Fetch:
         for path in self._folder.glob("*.part") if self._folder.is_dir() else ():
             if path.name != f"{name}.part":
                 path.unlink()
-        if bundle is None or (self._folder / f"{name}.raucb").exists() or self._is_installed(name):
+        if bundle is None or (self._folder / f"{name}.raucb").exists() or self._is_taken(name):
             return
         free = statedir.free_bytes(self._folder.parent)
         if free < bundle.size + MARGIN_BYTES:
@@ -163,7 +164,10 @@ class Fetch:
             return None
         return record if all(digit in "0123456789abcdef" for digit in record.name) else None
 
-    def _is_installed(self, name: str) -> bool:
+    def _is_taken(self, name: str) -> bool:
+        """Does root install it, or has it?"""
+        if (self._machine.work / f"{name}.raucb").exists():
+            return True
         record = self._machine.record()
         return record is not None and record.name == name and record.state == "installed"
 

@@ -98,8 +98,11 @@ def _after(machine: Machine, files: BootFiles, record: Record) -> str:
     """No try is on: note how the last one ended. A cut before the note was kept is met by what runs now."""
     stands = files.phase()
     files.settle()
+    for path in machine.work.glob("*.raucb"):  # an installation was cut; the daemon fetches it again
+        path.unlink()
     release = machine.release()
-    if stands is Phase.STAGED or record.state != "installed" or release is None:
+    no_update = stands is Phase.SETTLED and not record.release
+    if stands is Phase.STAGED or record.state != "installed" or release is None or no_update:
         return stands.value
     if stands is Phase.SETTLED and record.release == release.number:
         machine.keep(replace(record, state="confirmed", why=""))

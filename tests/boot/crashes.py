@@ -21,7 +21,7 @@ from .guest import run
 from .test_grub import Case, expected
 
 MIB = 1 << 20
-DATA_EVERY = 25  # flushes of the data partition: it is judged at one of so many
+DATA_EVERY = 5  # flushes of the data partition: it is judged at one of so many
 
 
 @dataclass

@@ -17,11 +17,12 @@ import pytest
 from fl_tiny import statedir
 from fl_tiny.device.bootfiles import BootFiles
 from fl_tiny.device.bootstate import Phase
+from fl_tiny.device.bundle import Fetch
 from fl_tiny.device.confirm import Patience, Signs, Verdict, confirm, verdict
 from fl_tiny.device.download import download
 from fl_tiny.device.machine import Machine, Record, is_running, note_reached
 from fl_tiny.errors import ConfigError, DataError, EnvironmentFault
-from fl_tiny.protocol.release import Release, rank_of, read_release
+from fl_tiny.protocol.release import Bundle, Release, rank_of, read_release
 
 from . import raucs
 from .raucs import BOARD, Board
@@ -249,6 +250,23 @@ def test_a_cut_between_the_slot_and_its_note_is_put_right(tmp_path: Path, keys: 
 
 
 # ---- releases and addresses ---------------------------------------------------------------------------------
+
+
+def test_a_release_is_fetched_again_after_its_installation_was_cut_alone(tmp_path: Path, keys: Path) -> None:
+    machine = Machine(raucs.make_board(tmp_path, keys).root)
+    bundle = Bundle(b"d" * 32, 1000, "3")
+    name = bundle.digest[:8].hex()
+    (tmp_path / "update").mkdir()
+    (tmp_path / "update/0123456789abcdef.part").write_bytes(b"of a release that is offered no more")
+    fetch = Fetch(tmp_path, machine, lambda event, facts: None)
+    machine.work.mkdir(parents=True, exist_ok=True)
+    (machine.work / f"{name}.raucb").write_bytes(b"whole")
+    fetch.offered(bundle)
+    assert not fetch.is_on
+    assert not list((tmp_path / "update").iterdir())
+    assert confirm(machine, tmp_path, Patience()) == "settled"
+    fetch.offered(bundle)
+    assert fetch.is_on
 
 
 def test_releases_are_compared_as_numbers() -> None:
