@@ -35,6 +35,7 @@ def add(parent: Any) -> None:
     p = command(sub, "verify", verify, "fl-tiny image verify board.img --board rpi-4")
     p.add_argument("image", type=Path, metavar="IMG", help="an image that is not compressed")
     p.add_argument("--board", required=True, metavar="BOARD", help="the board that it is for")
+    p.add_argument("--record", type=Path, metavar="F", help="keep what was found, with the image's digest and sizes")
     _recipes(p)
 
 
@@ -152,12 +153,16 @@ def provision(args: argparse.Namespace) -> None:
 
 
 def verify(args: argparse.Namespace) -> int:
-    """Hold an image against its board: partitions, boot files, what is in its slot, kernel options, device trees."""
+    """Hold an image against its board: partitions, boot files, firmware, its slot, kernel options, device trees."""
+    from fl_tiny.image import evidence, tools
     from fl_tiny.image.boards import find_recipes, load_base, load_board
     from fl_tiny.image.verify import verify
 
     recipes = find_recipes(args.recipes)
     found = verify(args.image, load_board(recipes, args.board), load_base(recipes))
+    if args.record is not None:
+        today = tools.run("date", "-u", "+%Y-%m-%d").strip()
+        evidence.write(evidence.record(args.image, args.board, found, today), args.record)
     rows: list[dict[str, Any]] = [
         {"check": f.check, "state": "fail" if f.missing else "ok", "looked_at": f.looked_at, "missing": list(f.missing)}
         for f in found
@@ -172,13 +177,15 @@ def _steps(args: argparse.Namespace, release: str = "RELEASE") -> Any:
     from fl_tiny import __version__
     from fl_tiny.errors import ConfigError
     from fl_tiny.image.boards import find_recipes, load_base, load_board
-    from fl_tiny.image.plan import Release, plan
+    from fl_tiny.image.plan import Release, options, plan
 
     recipes = find_recipes(args.recipes)
     board, base = load_board(recipes, args.board), load_base(recipes)
-    if board.kernel.brought != bool(args.kernel):
-        what = "needs a kernel of yours" if board.kernel.brought else "has its kernel from Debian"
-        raise ConfigError(f"{board.name} {what}", hint="--kernel DEB" if board.kernel.brought else "leave --kernel out")
+    if board.kernel.brought and not args.kernel:
+        needed = ", ".join(f"CONFIG_{name}" for name in options(board, base))
+        raise ConfigError(f"{board.name} needs a kernel of yours, with {needed}", hint="--kernel DEB")
+    if args.kernel and not board.kernel.brought:
+        raise ConfigError(f"{board.name} has its kernel from Debian", hint="leave --kernel out")
     release_ = Release(__version__, release, kernel=str(args.kernel or ""), ca=str(args.ca or ""))
     return plan(board, base, release_)
 

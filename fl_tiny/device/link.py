@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import time
 from dataclasses import dataclass
 
 from fl_tiny.device.quality import Quality
@@ -40,6 +39,7 @@ class Link:
     def __init__(self, client: Client) -> None:
         self._client = client
         self.quality = Quality()
+        client.took = self.quality.took
 
     @classmethod
     async def open(cls, address: tuple[str, int], identity: str, key: bytes, *, lan_timing: bool = False) -> Link:
@@ -56,6 +56,7 @@ class Link:
 
     async def enrol(self, seed: bytes, name: str | None) -> wire.Enrolled:
         """Show the device's key and get its id, PSK and the keys to believe in."""
+        self._client.is_patient = False  # somebody waits, who would rather read why
         binding = self._client.exporter(signed.EXPORTER_LABEL, signed.EXPORTER_BYTES)
         enrol = wire.Enrol(signed.public_key(seed), name)
         answer = await self._ask("POST", ("e",), signed.sign(wire.encode(enrol), seed, binding=binding), COSE)
@@ -181,12 +182,10 @@ class Link:
         raise RemoteError("the gateway does not take the update's chunks")
 
     async def _ask(self, method: str, path: tuple[str, ...], payload: bytes = b"", form: int | None = None) -> Response:
-        sent = time.monotonic()
         if method == "GET":
             answer = await self._client.get(path, size_limit=SIGNED_LIMIT)
         else:
             answer = await self._client.request(method, path, payload, form)
-        self.quality.took(time.monotonic() - sent)
         return _good(answer)
 
 
@@ -204,7 +203,7 @@ def _good(answer: Response) -> Response:
     """``answer`` when it is 2.xx. Raises: RemoteError."""
     if answer.code.startswith("2."):
         return answer
-    if answer.code == "5.03":  # no room or no time, and no word on what was asked: it is asked again, with back-off
+    if answer.code == "5.03":  # no room or no time, and no word on what was asked
         raise EnvironmentFault(f"the gateway cannot take this now (5.03, Max-Age {answer.max_age})")
     found = problem.decode(answer.payload)
     raise RemoteError(f"the gateway answered {answer.code}: {found.detail or 'no reason given'}", code=found.code)

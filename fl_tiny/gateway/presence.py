@@ -10,9 +10,8 @@ from fl_tiny.gateway.store import Store
 from fl_tiny.gateway.tables import Device
 from fl_tiny.statedir import boot_clock_s, boot_id
 
-ONLINE_S = 20.0  # beyond three idle heartbeats
 LOST_S = 15.0  # behind the heartbeat that was due: a stale session (8 s) and a handshake fit into it
-RETURN_S = 60.0  # what devices in a round get to find a gateway that was restarted
+RETURN_S = 60.0  # what a device gets to find its gateway: three silent sessions and a first back-off fit into it
 OVERDUE_S = 3.0  # a heartbeat may come that late in a fleet that is all right
 
 
@@ -35,11 +34,10 @@ class Presence:
 class Attendance:
     """The presence of each device that has spoken in this run; ``now`` is ``time.monotonic()``."""
 
-    def __init__(self, store: Store, idle_poll_s: float, trains: Callable[[bytes], bool]) -> None:
+    def __init__(self, store: Store, trains: Callable[[bytes], bool]) -> None:
         """trains: does a device hold the model that rounds are for?"""
         self.known: dict[bytes, Presence] = {}
         self._store, self._trains = store, trains
-        self._online_s = 3 * idle_poll_s + ONLINE_S
         self._due: dict[bytes, float] = {}  # when each device should speak next
         self._dirty: set[bytes] = set()
         self._boot = boot_id()
@@ -47,21 +45,27 @@ class Attendance:
     def came(self, device: Device, now: float) -> None:
         """A device has registered, perhaps anew after a crash."""
         known = self.known.get(device.did)
-        since = known.since if known and now - known.seen <= self._online_s and not known.silent else now
+        since = known.since if known and self._is_here(device.did, now) and not known.silent else now
         self.known[device.did] = Presence(now, since, device.samples or 0, device.head or 0)
 
     def spoke(self, device: Device, now: float) -> Presence:
         """A device has said something: what is known of it, for what it said to be noted there."""
         known = self.known.setdefault(device.did, Presence(now, now, device.samples or 0, device.head or 0))
-        if now - known.seen > self._online_s or known.silent:
+        if not self._is_here(device.did, now) or known.silent:
             known.since, known.silent = now, False
         known.seen = now
         self._dirty.add(device.did)
         return known
 
-    def is_at_work(self, did: bytes, now: float) -> None:
-        """A device uploads: its heartbeat may be late."""
-        self._due[did] = max(self._due.get(did, now), now)
+    def is_at_work(self, did: bytes, until: float) -> None:
+        """A device asks for something, or waits as it was told: its heartbeat may be late."""
+        self._due[did] = max(self._due.get(did, until), until)
+
+    def put_off(self, did: bytes, now: float, seconds: float) -> None:
+        """A device has spoken, and was told to come again: it is here, and its heartbeat may be late."""
+        self.is_at_work(did, now + seconds)
+        if did in self.known:
+            self.known[did].seen = now
 
     def expect(self, did: bytes, when: float) -> None:
         """A device should speak again by then."""
@@ -90,8 +94,11 @@ class Attendance:
         return frozenset(did for did in self.here(now) if not self.known[did].silent and self._trains(did))
 
     def here(self, now: float) -> list[bytes]:
-        """Devices that have spoken lately, whatever model they hold."""
-        return [did for did, p in self.known.items() if now - p.seen <= self._online_s]
+        """Devices that have not missed their heartbeat by far, whatever model they hold."""
+        return [did for did in self.known if self._is_here(did, now)]
+
+    def _is_here(self, did: bytes, now: float) -> bool:
+        return now <= max(self.known[did].seen, self._due.get(did, 0.0)) + RETURN_S
 
     def lack(self, head: int, took_part: Collection[bytes], heads: dict[bytes, int], now: float) -> bool:
         """Has one of ``took_part``, or of those that speak in time, not fetched ``head``? heads: of earlier runs."""

@@ -16,7 +16,7 @@ from fl_tiny.gateway.identity import device_of
 from fl_tiny.gateway.service import Gateway
 from fl_tiny.gateway.space import check_room
 from fl_tiny.gateway.tables import Device, Entry, Version
-from fl_tiny.net.coap import Request, Response
+from fl_tiny.net.coap import SPREAD, Request, Response
 from fl_tiny.protocol import problem, signed, wire
 from fl_tiny.protocol.pairing import PAIR
 from fl_tiny.protocol.rekey import NEXT, Rekeyed, checked
@@ -27,6 +27,7 @@ from fl_tiny.protocol.wire import Code
 log = logging.getLogger(__name__)
 
 CBOR, COSE, OCTETS, LINKS, PROBLEM = 60, 18, 42, 40, 257  # content formats (docs/protocol.md, "Resources")
+BUSY_S = 10  # Max-Age while the disk is full or slow
 BODY_BYTES = Submission.LIMIT  # of a request that comes in blocks, from a device on another CoAP stack
 NOT_FOUND, NOT_ALLOWED, UNAUTHORISED = "4.04", "4.05", "4.01"
 DIRECTORY = '</d>;rt="fl.device";ct=60,</m>;rt="fl.head";ct=18;obs,</o>;rt="fl.offer";ct=60,</u>;rt="fl.update"'
@@ -86,7 +87,13 @@ class Resources:
             return Response(problem.COAP_CODE[Code(fault.code)], problem.encode(fault), PROBLEM)
         except EnvironmentFault as fault:
             log.error("request failed path=/%s: %s", "/".join(request.path), fault)
-            return Response("5.03", problem.encode(fault), PROBLEM, max_age=10)
+            self.put_off(request.identity, BUSY_S)
+            return Response("5.03", problem.encode(fault), PROBLEM, max_age=BUSY_S)
+
+    def put_off(self, identity: str, seconds: float) -> None:
+        """An identity was told to come again in so many seconds: until then a device's silence means nothing."""
+        if not identity.startswith((PAIR, PEER)):
+            self._gateway.attendance.put_off(device_of(identity), time.monotonic(), seconds * SPREAD)
 
     def _dispatch(self, request: Request) -> Answer:
         if request.identity.startswith(PAIR):
@@ -125,6 +132,7 @@ class Resources:
             raise RemoteError(*self._identities.trouble(device.did))
         if device.state != "active" and (request.method, request.path) != ("POST", ("d",)):
             raise RemoteError("register first", code=Code.PHASE)
+        self._gateway.attendance.is_at_work(device.did, time.monotonic())
         return device
 
     # ---- enrolment and presence -----------------------------------------------------------------------------
@@ -235,7 +243,6 @@ class Resources:
         match request.path:
             case ("u", sid, unit) if unit.isdecimal() and len(unit) <= 6:
                 self._may_submit(device)
-                self._gateway.attendance.is_at_work(device.did, time.monotonic())
                 check_room(self._store.folder)
                 self._gateway.uploads.put(device.did, sid, int(unit), request.payload)
                 return Response("2.04")

@@ -105,6 +105,7 @@ async def _serve(
         constrained_peers=settings.constrained_peers,
         on_wrong_key=gateway.identities.wrong_key,
         body_bytes=resources.body_bytes,
+        on_busy=resources.put_off,
     )
 
     def cut(did: bytes) -> None:

@@ -90,7 +90,7 @@ class Gateway:
         self.strategy = strategy or FedAvg()
         self.max_samples = max_samples
         self.emit: Emit = lambda event, facts: None
-        self.attendance = Attendance(store, settings.idle_poll_s, models.trains)
+        self.attendance = Attendance(store, models.trains)
         self.head: Version = store.head()
         self.epoch = store.epoch
         self.able: dict[bytes, Sequence[int]] = {}  # encodings that each device which registered can send

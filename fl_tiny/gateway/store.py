@@ -27,6 +27,7 @@ from fl_tiny.gateway.tables import (
     Version,
     abort_open,
     bytes_to_floats,
+    consume_updates,
     floats_to_bytes,
     insert_round,
     insert_version,
@@ -278,10 +279,7 @@ class Store:
                 )
                 _put_outliers(db, outliers)
             db.execute("UPDATE round SET state='published', left_s=0, seconds=? WHERE rid=?", (seconds, rid))
-            db.execute(
-                "UPDATE ledger SET consumed_by=?, codes=NULL WHERE rid=? AND status=?",
-                (version.number, rid, Status.ACCEPTED.value),
-            )
+            consume_updates(db, rid, version.number)
             db.execute(
                 "UPDATE device SET last_round=? WHERE did IN (SELECT did FROM ledger WHERE rid=? AND status=?)",
                 (version.number, rid, Status.ACCEPTED.value),

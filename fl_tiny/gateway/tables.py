@@ -167,6 +167,22 @@ def abort_open(db: sqlite3.Connection, why: str) -> None:
     db.execute("UPDATE round SET state='aborted', left_s=0, why=? WHERE state='open'", (why,))
 
 
+def consume_updates(db: sqlite3.Connection, rid: bytes, number: int) -> None:
+    """A round's accepted updates are in head ``number``: their codes go, and the residual of the head before.
+
+    The rows are written anew: cleared in place, each would keep the page that its codes had filled (docs/facts.md).
+    """
+    accepted = (rid, Status.ACCEPTED.value)
+    rows = db.execute(
+        "SELECT rid, did, signed, samples, status, held, loss, accuracy, ranges FROM ledger"
+        " WHERE rid=? AND status=? ORDER BY did",
+        accepted,
+    ).fetchall()
+    db.execute("DELETE FROM ledger WHERE rid=? AND status=?", accepted)
+    db.executemany("INSERT INTO ledger VALUES(?,?,?,?,?,?,?,?,?,NULL,?)", [(*row, number) for row in rows])
+    db.execute("UPDATE version SET residual=x'' WHERE number=?", (number - 1,))
+
+
 def reject_updates(db: sqlite3.Connection, did: bytes) -> None:
     """What a device has delivered and no head has consumed counts no more, within a transaction."""
     db.execute(

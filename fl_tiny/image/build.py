@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fl_tiny.errors import ConfigError, EnvironmentFault
-from fl_tiny.image import bill, plan, tools
+from fl_tiny.image import bill, disk, kernel, plan, tools
 from fl_tiny.image.boards import ALIGN_MIB
 from fl_tiny.image.plan import MIB
 
@@ -44,13 +44,15 @@ class Places:
 
 
 def build(steps: tuple[plan.Step, ...], places: Places, out: Path) -> dict[str, Path]:
-    """Make the image that the steps describe below ``out``; the files made, by kind. Raises: EnvironmentFault."""
-    tools.demand(NEEDS)
+    """Make the image that the steps describe below ``out``; the files made, by kind.
+
+    Raises: EnvironmentFault; DataError for a kernel that is not enough for its board.
+    """
     _, _, boot_step, data_step, disk_step, papers = steps
     assert isinstance(boot_step, plan.Boot) and isinstance(data_step, plan.Data)
     assert isinstance(disk_step, plan.Disk) and isinstance(papers, plan.Papers)
-    out.mkdir(parents=True, exist_ok=True)
     root, packages, slot = make_release(steps, places)
+    out.mkdir(parents=True, exist_ok=True)
     boot = make_boot(boot_step, root, slot, places)
     data = make_data(data_step, places)
     image = out / f"{papers.stem}.img"
@@ -63,8 +65,13 @@ def make_release(steps: tuple[plan.Step, ...], places: Places) -> tuple[Path, li
     """What images and bundles of a release share: the root, its packages, the slot. Raises: as ``build``."""
     root_step, slot_step = steps[:2]
     assert isinstance(root_step, plan.Root) and isinstance(slot_step, plan.Slot)
+    if slot_step.kernel:  # before anything that takes long
+        kernel.demand(kernel.of_package(Path(slot_step.kernel)), slot_step)
+    tools.demand(NEEDS)
     foreign(places.say)
     root = make_root(root_step, places)
+    if not slot_step.kernel:
+        kernel.demand(kernel.of_root(root / "root.tar"), slot_step)
     packages = bill.known(root / "fetched/installed.txt", root / "fetched/fetched.txt")
     if places.lock is not None and places.update_lock:
         bill.write_lock(places.lock, packages)
@@ -168,12 +175,12 @@ def _settings(step: plan.Slot, ours: list[Path], root: Path, places: Places, set
     shutil.copytree(places.recipes / "overlay", overlay, symlinks=True)
     words = dict(step.words)
     for path in [path for path in overlay.rglob("*") if path.is_file()]:
-        _fill(path, words)
+        fill(path, words)
     (overlay / "etc/rauc").mkdir()
     for slot in ("@SLOT_A@", "@SLOT_B@"):  # RAUC wants a device where the kernel takes an id
         words[slot] = words[slot].replace("PARTUUID=", "/dev/disk/by-partuuid/")
     shutil.copy(places.recipes / "templates/rauc-system.conf", overlay / "etc/rauc/system.conf")
-    _fill(overlay / "etc/rauc/system.conf", words)
+    fill(overlay / "etc/rauc/system.conf", words)
     if step.ca:
         shutil.copy(step.ca, overlay / "etc/rauc/keyring.pem")
     (settings / "debs").mkdir()
@@ -219,12 +226,12 @@ def make_boot(step: plan.Boot, root: Path, slot: Path, places: Places) -> Path:
         shutil.copytree(templates / "fl-state", tree / "fl-state")
         for template, target in step.templates:
             _into(templates / template, tree / target)
-            _fill(tree / target, dict(step.words))
-        _fat(step, tree, made, places.epoch)
+            fill(tree / target, dict(step.words))
+        make_fat(step, tree, made, places.epoch)
     return made
 
 
-def _fat(step: plan.Boot, tree: Path, made: Path, epoch: int) -> None:
+def make_fat(step: plan.Boot, tree: Path, made: Path, epoch: int) -> None:
     """A FAT filesystem of a tree, without mounting it; the same bytes for the same tree."""
     for path in [tree, *tree.rglob("*")]:
         os.utime(path, (epoch, epoch))
@@ -302,20 +309,12 @@ def os_list(title: str, image: Path, packed: Path) -> str:
         "description": "Federated learning of small models; settings are in fl-tiny.toml on the card",
         "url": packed.name,
         "extract_size": image.stat().st_size,
-        "extract_sha256": _sha256(image),
+        "extract_sha256": disk.sha256(image),
         "image_download_size": packed.stat().st_size,
-        "image_download_sha256": _sha256(packed),
+        "image_download_sha256": disk.sha256(packed),
         "init_format": "none",
     }
     return json.dumps({"os_list": [entry]}, indent=1) + "\n"
-
-
-def _sha256(path: Path) -> str:
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            found.update(piece)
-    return found.hexdigest()
 
 
 def make_bill(step: plan.Papers, packages: list[bill.Package], slot: Path, out: Path, epoch: int) -> dict[str, Path]:
@@ -331,7 +330,7 @@ def make_bill(step: plan.Papers, packages: list[bill.Package], slot: Path, out: 
     return {"sbom": spdx, "licences": text}
 
 
-def _fill(path: Path, words: dict[str, str]) -> None:
+def fill(path: Path, words: dict[str, str]) -> None:
     """Put values where a text calls them by their names."""
     text = path.read_text()
     for word, value in words.items():

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,15 @@ def list_fat(image: Path) -> set[str]:
     at = read_table(image).parts["boot"].start
     lines = tools.run("mdir", "-b", "-/", "-a", "-i", f"{image}@@{at}", "::").split("\n")
     return {line.removeprefix("::/") for line in lines if line and not line.endswith("/")}
+
+
+def sha256(path: Path) -> str:
+    """The digest of a file of any size."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            found.update(piece)
+    return found.hexdigest()
 
 
 def copy_out(image: Path, name: str, target: Path) -> None:

@@ -53,6 +53,7 @@ class Slot:
 
     packages: tuple[str, ...]
     kernel: str
+    options: tuple[str, ...]
     ca: str
     words: tuple[tuple[str, str], ...]
     enable: tuple[str, ...]
@@ -134,6 +135,11 @@ def cmdline(board: Board) -> str:
     return f"rootfstype=squashfs ro rootwait fsck.repair=yes panic=10 {consoles}"
 
 
+def options(board: Board, base: Base) -> tuple[str, ...]:
+    """What a kernel of this board must have in its config, as y or m."""
+    return base.kernel.options + board.kernel.options
+
+
 def describe(steps: tuple[Step, ...]) -> str:
     """The steps as text for people: a line a step, below it what it is made of."""
     return "\n".join(line for step in steps for line in _lines(step)) + "\n"
@@ -153,6 +159,7 @@ def _slot(board: Board, base: Base, release: Release) -> Slot:
     return Slot(
         ours,
         release.kernel,
+        options(board, base),
         release.ca,
         _words(board, release),
         base.enable,

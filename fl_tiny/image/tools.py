@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import IO
 
 from fl_tiny.errors import EnvironmentFault
 
@@ -85,3 +87,17 @@ def succeeds(*words: object) -> bool:
     name, *rest = map(str, words)
     demand([name])
     return subprocess.run([find(name) or name, *rest], capture_output=True, check=False).returncode == 0
+
+
+@contextlib.contextmanager
+def piped(*words: object) -> Iterator[IO[bytes]]:
+    """What a program writes, as it comes: for what is too much to be held. Raises: EnvironmentFault when it fails."""
+    name, *rest = map(str, words)
+    demand([name])
+    with subprocess.Popen([find(name) or name, *rest], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as running:
+        assert running.stdout
+        yield running.stdout
+        while running.stdout.read(1 << 16):  # what nobody wanted
+            pass
+    if running.returncode != 0:
+        raise EnvironmentFault(f"{name} ended with {running.returncode}")

@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import re
-import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from fl_tiny.image import disk, plan, tools
+from fl_tiny.image import disk, firmware, kernel, plan
 from fl_tiny.image.boards import Base, Board
+from fl_tiny.image.firmware import Looked
+from fl_tiny.image.slot import Slot, slot_of
 
 NEEDED = (  # paths in a slot, with wildcards
     "boot/vmlinuz", "boot/initrd.img", "boot/config-*", "usr/bin/fl-tiny", "usr/lib/fl-tiny/fl_tiny/__init__.py",
@@ -38,27 +39,16 @@ def verify(image: Path, board: Board, base: Base) -> list[Finding]:
     wanted = next(step for step in steps if isinstance(step, plan.Disk))
     found = [_finding("partitions", _partitions(image, wanted))]
     found.append(_finding("boot files", _boot_files(image, boot)))
+    found.append(_finding("firmware", firmware.on_fat(board, lambda path: disk.read_fat(image, path))))
     found.append(_finding("filesystems", _filesystems(image)))
-    with tempfile.TemporaryDirectory() as folder:
-        slot = Path(folder, "slot.squashfs")
-        disk.copy_out(image, "slot-a", slot)
-        if not tools.succeeds("unsquashfs", "-s", slot):
-            return [*found, Finding("slot", 1, ("slot A holds no squashfs",))]
-        inside = _paths(slot)
-        found.append(_finding("slot", _slot(slot, inside)))
-        found.append(_finding("kernel options", _options(slot, inside, (*base.kernel.options, *board.kernel.options))))
-        found.append(_finding("device trees", _trees(image, slot, inside, boot, board)))
+    slot = slot_of(image)
+    if slot is None:
+        return [*found, Finding("slot", 1, ("slot A holds no squashfs",))]
+    found.append(_finding("slot", _slot(slot, board)))
+    found.append(_finding("kernel options", _options(slot, plan.options(board, base))))
+    found.append(_finding("modules", _modules(slot, base.kernel.modules + board.kernel.modules, board, base)))
+    found.append(_finding("device trees", _trees(image, slot, boot, board)))
     return found
-
-
-def options(config: str, wanted: Iterable[str]) -> Iterator[tuple[str, bool]]:
-    """Each option that a kernel must have, and whether its config says so, be it built in or a module."""
-    have = set(re.findall(r"^CONFIG_(\w+)=[ym]$", config, re.MULTILINE))
-    for name in wanted:
-        yield f"CONFIG_{name}", name in have
-
-
-Looked = Iterator[tuple[str, bool]]
 
 
 def _finding(check: str, looked: Looked) -> Finding:
@@ -97,35 +87,42 @@ def _filesystems(image: Path) -> Looked:
     yield f"ext4 called {plan.DATA_LABEL}", right and block[EXT4_LABEL:].rstrip(b"\0").decode() == plan.DATA_LABEL
 
 
-def _slot(slot: Path, inside: set[str]) -> Looked:
-    for pattern in NEEDED:
-        yield f"{pattern} in the slot", any(fnmatch(path, pattern) for path in inside)
-    shadow = _text(slot, "etc/shadow")
+def _slot(slot: Slot, board: Board) -> Looked:
+    for pattern in (*NEEDED, *(f"usr/share/doc/{package}/copyright*" for package in board.firmware.root)):
+        yield f"{pattern} in the slot", bool(slot.find(pattern))
+    yield (
+        "boot/vmlinuz a Linux for arm64",
+        firmware.is_kernel(slot.read("boot/vmlinuz") if slot.find("boot/vmlinuz") else b""),
+    )
+    shadow = slot.text("etc/shadow") if slot.find("etc/shadow") else ""
     yield "a root that has no password", re.search(r"^root:\*:", shadow, re.MULTILINE) is not None
     hashed = [line.split(":")[0] for line in shadow.split("\n") if "$" in line]
     yield f"no user with a password, but {', '.join(hashed)}", not hashed
-    yield "no host key of SSH", not any(fnmatch(path, "etc/ssh/ssh_host_*") for path in inside)
+    yield "no host key of SSH", not slot.find("etc/ssh/ssh_host_*")
 
 
-def _options(slot: Path, inside: set[str], wanted: Iterable[str]) -> Looked:
-    config = next((path for path in sorted(inside) if fnmatch(path, "boot/config-*")), "")
-    yield from options(_text(slot, config) if config else "", wanted)
+def _options(slot: Slot, wanted: Iterable[str]) -> Looked:
+    config = slot.find("boot/config-*")
+    yield from kernel.options(slot.text(config) if config else "", wanted)
 
 
-def _trees(image: Path, slot: Path, inside: set[str], boot: plan.Boot, board: Board) -> Looked:
+def _modules(slot: Slot, patterns: Iterable[str], board: Board, base: Base) -> Looked:
+    """Modules that were to be kept, and those that find the slot, be they files or built in."""
+    listed = slot.find("usr/lib/modules/*/modules.builtin")
+    paths = [path.split("/kernel/", 1)[1] for path in slot.sizes if "/kernel/" in path and ".ko" in path]
+    paths += [line.removeprefix("kernel/") for line in slot.text(listed).split()] if listed else []
+    names = {path.split("/")[-1].split(".ko")[0].replace("-", "_") for path in paths}
+    for pattern in patterns:
+        yield f"module {pattern}", any(fnmatch(path, pattern) for path in paths)
+    for name in base.kernel.initrd + board.kernel.initrd:
+        yield f"module {name} for the initrd", name.replace("-", "_") in names
+
+
+def _trees(image: Path, slot: Slot, boot: plan.Boot, board: Board) -> Looked:
     for tree in board.kernel.device_trees:
-        path = next((path for path in inside if path.endswith(f"/{tree}")), "")
+        path = slot.find(f"*/{tree}")
         yield f"{tree} in the slot", bool(path)
         for source, target in boot.from_slot:
             if path and source == tree:
-                same = disk.read_fat(image, target) == tools.run_bytes("unsquashfs", "-cat", slot, path)
+                same = disk.read_fat(image, target) == slot.read(path)
                 yield f"{target} on FAT as the kernel's package has it", same
-
-
-def _paths(slot: Path) -> set[str]:
-    lines = tools.run("unsquashfs", "-l", slot).split("\n")
-    return {line.removeprefix("squashfs-root/") for line in lines}
-
-
-def _text(slot: Path, path: str) -> str:
-    return tools.run_bytes("unsquashfs", "-cat", slot, path).decode(errors="replace")

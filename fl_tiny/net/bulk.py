@@ -4,18 +4,14 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Callable
 from typing import Any
 
-from fl_tiny.errors import EnvironmentFault, RemoteError
+from fl_tiny.errors import RemoteError
 from fl_tiny.net.messages import Response
+from fl_tiny.net.patience import Patience
 from fl_tiny.net.transport import CoapError
 from fl_tiny.net.window import UNIT, Piece, Window
-
-BUSY_S = 120.0  # how long 5.03 is borne, when nothing else is said
-MAX_AGE_S = 60  # of an answer that does not say it, RFC 7252 section 5.10.5
-LEAST_WAIT_S = 0.5
 
 Asked = tuple["asyncio.Future[Any]", Callable[[], None]]  # the answer to come, and a call that gives up waiting
 
@@ -61,22 +57,15 @@ Bodies = dict[tuple[tuple[str, ...], int], Incoming]  # by path and size
 def unless_busy(took: Callable[[Piece, Response], None]) -> Callable[[Piece, Response], float]:
     """``took``, but not for answers that ask for patience (5.03): what it returns is the seconds to wait for those.
 
-    Raises: EnvironmentFault, when nothing else came for BUSY_S; what ``took`` raises.
+    Raises: as ``Patience.wait_s``; what ``took`` raises.
     """
-    since: float | None = None
+    patience = Patience()
 
     def told(piece: Piece, answer: Response) -> float:
-        nonlocal since
-        if answer.code != "5.03":
-            since = None
+        wait_s = patience.wait_s(answer, asyncio.get_running_loop().time())
+        if not wait_s:
             took(piece, answer)
-            return 0.0
-        now = asyncio.get_running_loop().time()
-        since = now if since is None else since
-        if now >= since + BUSY_S:
-            raise EnvironmentFault(f"the gateway has been busy for {BUSY_S:.0f} s (5.03)", "what does its log say?")
-        wait_s = MAX_AGE_S if answer.max_age is None else answer.max_age
-        return min(max(wait_s, LEAST_WAIT_S) * random.uniform(1.0, 1.5), BUSY_S)  # noqa: S311 - not all at once
+        return wait_s
 
     return told
 

@@ -4,17 +4,22 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from fl_tiny.errors import EnvironmentFault, RemoteError
 from fl_tiny.net import bulk, transport
+from fl_tiny.net.connection import Connection
 from fl_tiny.net.dtls import FIRST_RETRANSMIT_S, Context
-from fl_tiny.net.endpoint import ClientEndpoint, Counters
+from fl_tiny.net.endpoint import Counters
 from fl_tiny.net.messages import BLOCK_BYTES, Response, from_request, to_response
+from fl_tiny.net.patience import Patience
 from fl_tiny.net.udp import resolve
 from fl_tiny.net.window import Piece, Way, Window
+
+log = logging.getLogger(__name__)
 
 HANDSHAKE_S = 12.0  # a wrong key is dropped in silence, so only time ends such a handshake
 ATTEMPT_S = 6.0  # one forged or damaged datagram spoils a handshake for good: begin anew once
@@ -27,8 +32,6 @@ ANSWER_S, LAN_ANSWER_S = 2.0, 0.5  # before a first round trip was measured
 POLL_S = 0.5  # while a request is outstanding
 FAILURES = 3
 FIRST_OF_MANY_S = 4.0  # for each address of a name but the last
-EXCHANGE_LIFETIME_S = 247.0  # RFC 7252 section 4.8.2
-MESSAGE_IDS = 60_000  # of 65,536 in that time and session
 RESTARTS = 3  # of a block-wise transfer whose resource changed on the way
 
 
@@ -44,11 +47,13 @@ class Client:
         self._stale_s = LAN_STALE_S if lan_timing else STALE_S
         self._way = Way(LAN_ANSWER_S if lan_timing else ANSWER_S)
         self._dtls = Context.client(identity, key, LAN_RETRANSMIT_S if lan_timing else FIRST_RETRANSMIT_S)
-        self._link: _Link | None = None
-        self._opening: asyncio.Task[_Link] | None = None
+        self._link: Connection | None = None
+        self._opening: asyncio.Task[Connection] | None = None
         self._context: Any = None
         self._closed = False
         self.counters = Counters()
+        self.is_patient = True  # waits while the gateway answers 5.03
+        self.took: Callable[[float, bool], None] = _nobody_asks  # told of each request, see ``_exchange``
         self.kept: bulk.Bodies = {}  # the body that did not come whole; another client may go on with it
 
     @classmethod
@@ -92,9 +97,30 @@ class Client:
         """The gateway's answer, whatever its code. It may be asked more than once: requests must be idempotent.
 
         ``block2`` is number and size in bytes of the one block wanted. Where a session came to nothing, the next one
-        asks for a smaller block that begins at the same byte.
-        Raises: EnvironmentFault, after three sessions without an answer; RemoteError, when the identity is refused.
+        asks for a smaller block that begins at the same byte. A 5.03 is waited for, unless ``is_patient`` is False.
+        Raises: EnvironmentFault, after three sessions without an answer, or when the gateway has said 5.03 for two
+        minutes; RemoteError, when the identity is refused.
         """
+        patience = Patience()
+        while True:
+            answer = await self._answered(method, path, payload, content_format, etag, block2, confirmable)
+            wait_s = patience.wait_s(answer, asyncio.get_running_loop().time()) if self.is_patient else 0.0
+            if not wait_s:
+                return answer
+            log.info("gateway busy path=/%s again_s=%.0f", "/".join(path), wait_s)
+            await asyncio.sleep(wait_s)
+
+    async def _answered(
+        self,
+        method: str,
+        path: tuple[str, ...],
+        payload: bytes,
+        content_format: int | None,
+        etag: bytes | None,
+        block2: tuple[int, int] | None,
+        confirmable: bool,
+    ) -> Response:
+        """What the gateway says to a request, perhaps over another session."""
         for _ in range(FAILURES):
             try:
                 link = await self._connected(HANDSHAKE_S)
@@ -111,7 +137,7 @@ class Client:
                 timing=timing,
                 remote=link.remote,
             )
-            answer = await self._exchange(link, asked)
+            answer = await self._exchange(link, asked, timing.ACK_TIMEOUT)
             if answer is not None:
                 return to_response(answer)
             self._drop(link)
@@ -142,7 +168,7 @@ class Client:
         two minutes; what ``check`` raises.
         """
 
-        def request(piece: Piece, link: _Link) -> Any:
+        def request(piece: Piece, link: Connection) -> Any:
             payload = body[piece.at : piece.at + piece.length]
             return self._from(link, "PUT", path_of(piece.at), payload, content_format=content_format)
 
@@ -212,7 +238,7 @@ class Client:
         self._dtls.close()
 
     async def _carry(
-        self, window: Window, request: Callable[[Piece, _Link], Any], took: Callable[[Piece, Response], None]
+        self, window: Window, request: Callable[[Piece, Connection], Any], took: Callable[[Piece, Response], None]
     ) -> None:
         told, silent = bulk.unless_busy(took), 0
         while silent < FAILURES:
@@ -223,7 +249,7 @@ class Client:
                 silent += 1
                 continue
 
-            def ask(piece: Piece, link: _Link = link) -> bulk.Asked | None:
+            def ask(piece: Piece, link: Connection = link) -> bulk.Asked | None:
                 if not link.is_open or not link.may_ask(asyncio.get_running_loop().time()):
                     return None
                 return transport.ask(self._context, request(piece, link))
@@ -244,7 +270,7 @@ class Client:
             f"no answer from {self._host}:{self._port} in {FAILURES} tries", "is the gateway up, and the network?"
         )
 
-    def _from(self, link: _Link, method: str, path: tuple[str, ...], payload: bytes = b"", **options: Any) -> Any:
+    def _from(self, link: Connection, method: str, path: tuple[str, ...], payload: bytes = b"", **options: Any) -> Any:
         """A non-confirmable request of aiocoap."""
         asked = {"content_format": None, "etag": None, "block2": None, **options}
         timing = transport.Timing(self._lan_timing, False)
@@ -274,8 +300,11 @@ class Client:
             self._way.passed(size, asyncio.get_running_loop().time())
             etag = answer.etag
 
-    async def _exchange(self, link: _Link, asked: Any) -> Any:
-        """The answer, or None when the session has gone stale or has ended."""
+    async def _exchange(self, link: Connection, asked: Any, timeout_s: float) -> Any:
+        """The answer, or None when the session has gone stale or has ended.
+
+        ``took`` is told how long that was, and whether it was longer than ``timeout_s``: then it was sent again.
+        """
         loop = asyncio.get_running_loop()
         sent = loop.time()
         answer, give_up = transport.ask(self._context, asked)
@@ -294,10 +323,11 @@ class Client:
         except transport.CoapError:  # retransmitted in vain, or the session ended
             return None
         finally:
+            self.took(loop.time() - sent, loop.time() - sent > timeout_s)
             give_up()
             answer.cancel()
 
-    async def _connected(self, refused_s: float) -> _Link:
+    async def _connected(self, refused_s: float) -> Connection:
         """The present session, or a new one, made once for all who wait. Raises: _NoAnswer and as ``request``."""
         if self._closed:
             raise EnvironmentFault("the client is closed")
@@ -310,12 +340,12 @@ class Client:
             self._opening.add_done_callback(self._opened)
         return await asyncio.shield(self._opening)
 
-    def _opened(self, opening: asyncio.Task[_Link]) -> None:
+    def _opened(self, opening: asyncio.Task[Connection]) -> None:
         self._opening = None
         if not opening.cancelled():
             opening.exception()  # whoever waits has it; nobody may be waiting any more
 
-    async def _open(self, refused_s: float) -> _Link:
+    async def _open(self, refused_s: float) -> Connection:
         if self._link is not None:
             self._drop(self._link)
         addresses = await resolve(self._host, self._port)
@@ -333,10 +363,10 @@ class Client:
                 fault = e
         raise fault
 
-    async def _shake_hands(self, address: tuple[str, int, int], until: float, refused_s: float) -> _Link:
+    async def _shake_hands(self, address: tuple[str, int, int], until: float, refused_s: float) -> Connection:
         loop, alerts, refused = asyncio.get_running_loop(), 0, False
         while loop.time() < until and not refused:
-            link = _Link(address, self._dtls, self.counters, self._interface)
+            link = Connection(address, self._dtls, self.counters, self._interface)
             end = min(until, loop.time() + ATTEMPT_S)
             try:
                 done = await link.endpoint.handshake(end, refused_s)
@@ -359,10 +389,14 @@ class Client:
                 await asyncio.sleep(ALERT_PAUSE_S)
         raise _NoAnswer(refused)
 
-    def _drop(self, link: _Link) -> None:
+    def _drop(self, link: Connection) -> None:
         if self._link is link:
             self._link = None
         link.close("session given up")
+
+
+def _nobody_asks(_seconds: float, _again: bool) -> None:
+    """A client that nobody judges the link by."""
 
 
 class _NoAnswer(Exception):
@@ -370,42 +404,3 @@ class _NoAnswer(Exception):
 
     def __init__(self, refused: bool = False) -> None:
         self.refused = refused  # an ICMP error came
-
-
-class _Link:
-    """One session: its endpoint, and what aiocoap knows it by."""
-
-    def __init__(
-        self, address: tuple[str, int, int], dtls: Context, counters: Counters, interface: transport.Interface
-    ) -> None:
-        """Raises: OSError, when there is no way to ``address``."""
-        self._interface = interface
-        self._asked, self._since = 0, 0.0
-        self.remote = transport.Remote(self._write, f"[{address[0]}]:{address[1]}")
-        self.endpoint = ClientEndpoint(address, dtls, counters, self._received, self._ended)
-
-    @property
-    def is_open(self) -> bool:
-        """Whether requests can go out on it."""
-        return self.remote.open
-
-    def may_ask(self, now: float) -> bool:
-        """Whether one more message ID is free: a peer may answer from its table of duplicates if one comes twice."""
-        if now >= self._since + EXCHANGE_LIFETIME_S:
-            self._asked, self._since = 0, now
-        self._asked += 1
-        return self._asked <= MESSAGE_IDS
-
-    def close(self, why: str) -> None:
-        """End the session; what waits on it is told ``why``."""
-        self.endpoint.close()
-        self._ended(why)
-
-    def _write(self, data: bytes) -> None:
-        self.endpoint.send(data)
-
-    def _received(self, data: bytes) -> None:
-        self._interface.receive(self.remote, data)
-
-    def _ended(self, why: str) -> None:
-        self._interface.gone(self.remote, why)

@@ -70,6 +70,7 @@ class Server:
         self._watched: dict[transport.Remote, _Watch] = {}  # one a session
         self._running: set[asyncio.Future[Response]] = set()
         self._on_wrong_key: Callable[[str], None] | None = None
+        self._on_busy: Callable[[str, float], None] = lambda identity, seconds: None
         self.fault: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.uri = ""
 
@@ -86,17 +87,20 @@ class Server:
         lan_timing: bool = False,
         on_wrong_key: Callable[[str], None] | None = None,
         body_bytes: Callable[[str], int] | None = None,
+        on_busy: Callable[[str, float], None] | None = None,
     ) -> Server:
         """A server that answers until ``close``.
 
         ``on_wrong_key`` is told the identity of each handshake that used another key than the one ``lookup`` gave.
         ``body_bytes`` says how much an identity may send in blocks; without it nobody may.
+        ``on_busy`` is told who was asked to come again, by 5.03, and in how many seconds.
         What ``handler`` raises is our own fault: the peer gets 5.00, and ``fault`` the first such exception.
         Raises: ConfigError for ``bind``; EnvironmentFault when the address or OpenSSL cannot be had.
         """
         self = cls(handler, payload_bytes, lan_timing)
         self._on_wrong_key = on_wrong_key
         self._body_bytes = body_bytes or self._body_bytes
+        self._on_busy = on_busy or self._on_busy
         host = split_address(bind)[0]
         self._context, self._interface = await transport.attach(self._answer, self._later)
         self._endpoint = ServerEndpoint(bound_socket(bind), lookup, limits or Limits(), constrained_peers, self)
@@ -190,7 +194,7 @@ class Server:
     async def _answer(self, received: Any) -> Any:
         refused = refusal(received, self._payload_bytes)
         if refused is None and len(self._running) >= HANDLERS:
-            refused = Response("5.03", max_age=BUSY_S)
+            refused = self._busy(received.remote.session.identity)
         if refused is not None:
             return from_response(refused, self._timing)
         remote, block1 = received.remote, block1_of(received)
@@ -200,8 +204,8 @@ class Server:
             target = (request.method, *request.path)
             whole = self._bodies.take(request.identity, target, block1, request.payload, limit, now)
             if isinstance(whole, str):
-                wait_s = BUSY_S if whole == "5.03" else None
-                return from_response(Response(whole, max_age=wait_s, block1=block1), self._timing)
+                made = self._busy(request.identity) if whole == "5.03" else Response(whole)
+                return from_response(replace(made, block1=block1), self._timing)
             request = replace(request, payload=whole)
         last = None if block1 is None else (block1[0], False, block1[2])  # "more" would say that another answer comes
         response = replace(await self._handled(request), block1=last)
@@ -210,6 +214,10 @@ class Server:
             self._watched[remote] = _Watch(response)
             made.opt.observe = 0
         return made
+
+    def _busy(self, identity: str) -> Response:
+        self._on_busy(identity, BUSY_S)
+        return Response("5.03", max_age=BUSY_S)
 
     async def _later(self, received: Any) -> AsyncIterator[Any]:
         """What became of a watched answer, each time it differs, until it is none any more."""

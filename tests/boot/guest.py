@@ -5,20 +5,24 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fl_tiny.errors import EnvironmentFault
+from fl_tiny.image import evidence
 
 ROOT = Path(__file__).parents[2]
+KEPT = ROOT / "build/boot"  # records of what was seen; scripts/boards --keep takes them into docs/evidence
 FIRMWARE = Path("/usr/share/qemu-efi-aarch64/QEMU_EFI.fd")
 HOST = "10.0.2.2"  # this machine's loopback, as QEMU's user network shows it to the guest
 PATIENCE_S = 600.0  # emulated, on a machine that others use too
@@ -92,29 +96,59 @@ def ssh_key(folder: Path) -> Path:
     return key
 
 
+def virt(disk: Path, memory_mib: int, writes: Path | None) -> list[str]:
+    """QEMU's board for virtual machines, its UEFI included."""
+    drive = ["-drive", f"if=none,id=d,format=raw,file={disk}"]
+    if writes is not None:
+        writes.touch()
+        drive = ["-blockdev", f"driver=file,node-name=disk,filename={disk}"]
+        drive += ["-blockdev", f"driver=file,node-name=writes,filename={writes}"]
+        drive += ["-blockdev", "driver=blklogwrites,node-name=d,file=disk,log=writes,log-super-update-interval=1"]
+    machine = ["-M", "virt", "-cpu", "cortex-a57", "-smp", "2", "-m", str(memory_mib), "-bios", str(FIRMWARE), *drive]
+    machine += ["-device", "virtio-blk-pci,drive=d", "-device", "virtio-net-pci,netdev=n,romfile="]
+    return [*machine, "-device", "virtio-rng-pci", "-device", "i6300esb"]
+
+
+def raspi3b(disk: Path, pi: Path) -> list[str]:
+    """QEMU's Raspberry Pi 3 with a card and no network, its second UART the console.
+
+    A USB adapter is lost between U-Boot and Linux (dwc2, "Not connected"; QEMU 7.2).
+    """
+    first = ["-kernel", str(pi / "u-boot.bin"), "-dtb", str(pi / "bcm2837-rpi-3-b.dtb")]
+    return ["-M", "raspi3b", *first, "-drive", f"if=sd,format=raw,file={disk}", "-serial", "null"]
+
+
+def first_stages(image: Path, folder: Path) -> Path:
+    """What the firmware of a Raspberry Pi 3 starts and hands over, off the image's FAT; QEMU stands in for it."""
+    for name in ("u-boot.bin", "bcm2837-rpi-3-b.dtb"):
+        run("mcopy", "-n", "-i", f"{image}@@4M", f"::{name}", folder / name)
+    return folder
+
+
 class Guest:
     """A board's disk in QEMU's virt machine. The disk is written to: give it a copy."""
 
-    def __init__(self, disk: Path, key: Path, log: Path, memory_mib: int = 512, writes: Path | None = None) -> None:
-        """``log``: the serial console's.   writes: where all that is written to the disk is recorded, in order."""
+    def __init__(
+        self,
+        disk: Path,
+        key: Path,
+        log: Path,
+        memory_mib: int = 512,
+        writes: Path | None = None,
+        pi: Path | None = None,
+    ) -> None:
+        """log: the serial console's. writes: where all that is written to the disk is recorded, in order.
+
+        pi: a Raspberry Pi 3 instead, with the first stages in that folder (``first_stages``).
+        """
         self.disk, self.key, self.log = disk, key, log
         self.port = free_port()
         self.began = time.monotonic()
-        network = f"user,id=n,hostfwd=tcp:127.0.0.1:{self.port}-:22"
-        drive = ["-drive", f"if=none,id=d,format=raw,file={disk}"]
-        if writes is not None:
-            writes.touch()
-            drive = ["-blockdev", f"driver=file,node-name=disk,filename={disk}"]
-            drive += ["-blockdev", f"driver=file,node-name=writes,filename={writes}"]
-            drive += ["-blockdev", "driver=blklogwrites,node-name=d,file=disk,log=writes,log-super-update-interval=1"]
+        network = ["-netdev", f"user,id=n,hostfwd=tcp:127.0.0.1:{self.port}-:22"]
+        machine = [*network, *virt(disk, memory_mib, writes)] if pi is None else raspi3b(disk, pi)
+        words = ["qemu-system-aarch64", *machine, "-serial", f"file:{log}"]
         self.process = subprocess.Popen(
-            [
-                *("qemu-system-aarch64", "-M", "virt", "-cpu", "cortex-a57", "-smp", "2", "-m", str(memory_mib)),
-                *("-bios", str(FIRMWARE), *drive, "-device", "virtio-blk-pci,drive=d"),
-                *("-netdev", network, "-device", "virtio-net-pci,netdev=n,romfile="),
-                *("-device", "virtio-rng-pci", "-device", "i6300esb", "-display", "none", "-monitor", "none"),
-                *("-serial", f"file:{log}"),
-            ],
+            [*words, "-display", "none", "-monitor", "none"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -122,8 +156,11 @@ class Guest:
         )
 
     def said(self) -> str:
-        """The serial console so far."""
-        return self.log.read_text(errors="replace") if self.log.exists() else ""
+        """The serial console so far, without colours and without what it says again while it waits."""
+        text = self.log.read_text(errors="replace") if self.log.exists() else ""
+        text = re.sub(r"\x1b(\[[0-9;?]*[a-zA-Z]|[M78=>]|\([A-Z])|\r", "", text)
+        lines = [line.rstrip() for line in text.split("\n") if "start running (" not in line]
+        return "\n".join(line for line in lines if line)
 
     def runs(self) -> None:
         """Fails the test when QEMU has ended."""
@@ -220,6 +257,16 @@ class Guest:
         except subprocess.TimeoutExpired:
             return 255, "", f"no answer in {patience:.0f} s"
         return ended.returncode, ended.stdout, ended.stderr
+
+
+def keep(board: str, machine: str, said: dict[str, str], figures: dict[str, float]) -> None:
+    """Put what was seen of a board into the record that `image verify` has left; a log beside it."""
+    version = run("qemu-system-aarch64", "--version").split("\n")[0].split()[3]
+    parts = [f"==== {title} ====\n{text}\n" for title, text in said.items()]
+    (KEPT / f"{board}.log").write_text("\n".join(parts))
+    path = KEPT / f"{board}.json"
+    changes = {"machine": f"QEMU {version}, {machine}", "log": f"{board}.log", "figures": figures}
+    evidence.write(replace(evidence.read(path), **changes), path)
 
 
 def copy(image: Path, target: Path, mib: int = 0) -> Path:

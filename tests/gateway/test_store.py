@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import sqlite3
 import time
@@ -14,6 +15,7 @@ import pytest
 from fl_tiny.errors import ConfigError, DataError, EnvironmentFault, FlTinyError
 from fl_tiny.gateway import setup, store, tables
 from fl_tiny.gateway.store import Store
+from fl_tiny.gateway.tables import Entry, OpenRound, Version
 
 from .test_exact import V1
 
@@ -153,3 +155,33 @@ def test_a_long_history_is_checked_quickly_and_a_wrong_weight_is_found(tmp_path:
         db.execute("UPDATE version SET weight=31 WHERE number=7")
         db.commit()
     assert opened.faults() == ["a head's weight is not that of its updates"]
+
+
+@pytest.mark.parametrize("size", [6405, 12_810])
+def test_a_published_update_and_an_older_head_keep_little_room(tmp_path: Path, size: int) -> None:
+    ledger, dids = Store.create(tmp_path / "state.db"), [bytes([n]) * 16 for n in range(50)]
+    ledger.add_devices([(did, did, did) for did in dids])
+
+    def version(number: int) -> Version:
+        body = random.Random(number).randbytes(12_820)
+        weight = 3 * len(dids) if number else 0
+        return Version(number, hashlib.sha256(body).digest(), body, b"s" * 300, body * 4, (1.0, 1.0), weight)
+
+    def used_bytes() -> int:
+        pages, free = (ledger.rows(f"PRAGMA {what}")[0][0] for what in ("page_count", "freelist_count"))
+        return int(4096 * (pages - free))
+
+    ledger.add_first(version(0))
+    used = [used_bytes()]
+    for number in range(1, 6):
+        rid = number.to_bytes(8, "big")
+        ledger.open_round(OpenRound(rid, number, number - 1, 60.0, "train"))
+        codes = random.Random(number).randbytes(size)
+        ledger.receive(rid, [Entry(did, b"s" * 230, 3, 60, 0.5, 0.9, (0.0, 1.0), codes) for did in dids])
+        ledger.publish(rid, version(number), 1.0)
+        used.append(used_bytes())
+        assert ledger.head().residual == version(number).residual, "the next round adds it"
+        assert ledger.entry(rid, dids[0]) == (b"s" * 230, 0) and ledger.counted(dids[0]) == number
+    print(f"{size} B of codes: {(used[-1] - used[1]) / 4} B a round of {len(dids)}")
+    assert (used[-1] - used[1]) / 4 < len(dids) * 500 + 24_000
+    assert ledger.faults() == []

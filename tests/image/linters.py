@@ -45,6 +45,11 @@ def run(*words: str | Path, cwd: Path = ROOT, **environment: str) -> subprocess.
     )
 
 
+def helper(name: str, *words: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run one of the scripts in tests/image/layers by the Python that has the linters."""
+    return run(linters(), HELPERS / name, *words, **environment)
+
+
 def project() -> dict[str, Any]:
     """The table [project] of pyproject.toml."""
     table: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -68,6 +73,11 @@ def units() -> dict[str, str]:
     found |= {str(path.relative_to(UNITS)): path.read_text() for path in UNITS.glob("fl-tiny-*.d/*")}
     assert "fl-tiny-device.service" in found and "fl-tiny-.service.d/hardened.conf" in found
     return {name: text for name, text in found.items() if name.split("/")[0] not in ("tmpfiles.d", "sysusers.d")}
+
+
+def tmpfiles() -> dict[str, str]:
+    """What systemd-tmpfiles is told, by files of deploy/systemd/tmpfiles.d."""
+    return below(UNITS / "tmpfiles.d")
 
 
 def board() -> dict[str, str]:

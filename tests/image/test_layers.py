@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.image.linters import LAYERS, ROOT, VERSION, linters, needed, run, tomllib
+from tests.image.linters import LAYERS, ROOT, VERSION, helper, needed, run, tomllib
 
 CLAIMS = ("unbuilt", "builds", "boots", "trains")
 LAYER = LAYERS / "rpi-image-gen/layer/fl-tiny.yaml"
@@ -81,7 +81,7 @@ def judge(fields: dict[str, str]) -> None:
 
 
 def loaded(path: Path) -> dict[str, Any]:
-    done = run(linters(), Path(__file__).parent / "layers/yaml_json.py", path)
+    done = helper("yaml_json.py", path)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found

@@ -14,20 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.image.linters import (
-    HELPERS,
-    LAYERS,
-    NOT_ENABLED,
-    ROOT,
-    UNITS,
-    VERSION,
-    below,
-    board,
-    linters,
-    needed,
-    run,
-    units,
-)
+from tests.image.linters import LAYERS, NOT_ENABLED, ROOT, VERSION, below, board, helper, needed, run, tmpfiles, units
 
 TREE = LAYERS / "buildroot"
 PACKAGE = TREE / "package/fl-tiny"
@@ -42,7 +29,7 @@ def made(target: str, tree: Path = TREE, **variables: str) -> str:
     if not shutil.which("make"):
         pytest.skip("make is not installed: scripts/test-layers does it")
     words = [f"{name}={value}" for name, value in {"BR2_EXTERNAL_FL_TINY_PATH": str(tree), **variables}.items()]
-    done = run("make", "-s", "-f", HELPERS / "buildroot.mk", *words, target)
+    done = run("make", "-s", "-f", Path(__file__).parent / "layers/buildroot.mk", *words, target)
     if done.returncode:
         raise ValueError(done.stderr)
     return done.stdout
@@ -50,7 +37,7 @@ def made(target: str, tree: Path = TREE, **variables: str) -> str:
 
 def configured(*words: str, tree: Path = TREE) -> dict[str, str]:
     """Each symbol's value. Raises: ValueError when Kconfig warns."""
-    done = run(linters(), HELPERS / "kconfig.py", tree, *words)
+    done = helper("kconfig.py", tree, *words)
     if done.returncode:
         raise ValueError(done.stderr)
     values: dict[str, str] = json.loads(done.stdout)
@@ -124,7 +111,7 @@ def test_the_user_is_the_one_of_the_services() -> None:
 @pytest.mark.parametrize("gateway", ["y", ""])
 def test_what_systemd_gets_is_every_unit_of_the_roles_chosen(tmp_path: Path, gateway: str) -> None:
     made("systemd", TARGET_DIR=str(tmp_path), BR2_PACKAGE_FL_TINY_GATEWAY=gateway)
-    for folder, all_ in (("systemd/system", units()), ("tmpfiles.d", below(UNITS / "tmpfiles.d"))):
+    for folder, all_ in (("systemd/system", units()), ("tmpfiles.d", tmpfiles())):
         wanted = {k: v for k, v in all_.items() if gateway or not k.startswith("fl-tiny-gateway.")}
         assert below(tmp_path / "usr/lib" / folder) == wanted
     assert below(tmp_path / "etc") == board()

@@ -18,17 +18,17 @@ from typing import Any
 import pytest
 
 from tests.image.linters import (
-    HELPERS,
     LAYERS,
     NOT_ENABLED,
     ROOT,
-    UNITS,
     VERSION,
     below,
     board,
+    helper,
     linters,
     needed,
     run,
+    tmpfiles,
     units,
 )
 
@@ -62,6 +62,7 @@ APART = {
     "socket": "io",
     "sqlite3": "sqlite3",
     "string": "stringold",
+    "tarfile": "compression",
     "tempfile": "io",
     "tomllib": "tomllib",
     "urllib": "netclient",
@@ -91,7 +92,7 @@ CORE = {
 
 def parsed(recipe: Path, layer: Path = LAYER, *more: Path) -> dict[str, str]:
     """What BitBake's parser says of a recipe."""
-    done = run(linters(), HELPERS / "bitbake.py", layer, recipe, *more)
+    done = helper("bitbake.py", layer, recipe, *more)
     if done.returncode:
         raise ValueError(done.stderr)
     said: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
@@ -179,7 +180,7 @@ def installed(into: Path) -> dict[str, str]:
 def test_what_the_recipe_installs_is_every_unit_and_what_belongs_to_it(tmp_path: Path) -> None:
     said = installed(tmp_path)
     assert below(tmp_path / "usr/lib/systemd/system") == units()
-    assert below(tmp_path / "usr/lib/tmpfiles.d") == below(UNITS / "tmpfiles.d")
+    assert below(tmp_path / "usr/lib/tmpfiles.d") == tmpfiles()
     assert (
         "ExecStart=/usr/sbin/wpa_supplicant "
         in below(tmp_path / "etc")["systemd/system/wpa_supplicant@.service.d/fl-tiny.conf"]
@@ -259,7 +260,7 @@ def test_the_image_takes_the_device_and_what_provisioning_says(tmp_path: Path) -
 
 def kas(path: Path) -> dict[str, Any]:
     """What kas makes of a configuration."""
-    done = run(linters(), HELPERS / "kas_config.py", path, KAS_WORK_DIR=str(ROOT / "build"))
+    done = helper("kas_config.py", path, KAS_WORK_DIR=str(ROOT / "build"))
     if done.returncode:
         raise ValueError(done.stderr)
     said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

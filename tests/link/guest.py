@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What runs inside user-mode Linux: says what survived, then writes and acknowledges until the power is cut.
 
-``guest.py ROLE ROOT SYNCHRONOUS``: ROLE is ``gateway`` or ``device``, ROOT a directory on the disk that is cut. A line
-``state {...}`` comes first, then ``ack KIND NUMBER`` each time that the product would tell somebody.
+``guest.py ROLE ROOT SYNCHRONOUS [PRAGMA…]``: ROLE is ``gateway`` or ``device``, ROOT a directory on the disk that is
+cut. A line ``state {...}`` comes first, then ``ack KIND NUMBER`` each time that the product would tell somebody.
 """
 
 from __future__ import annotations
@@ -32,11 +32,9 @@ def say(line: str) -> None:
 def gateway(root: Path) -> None:
     """Rounds of eight updates, each published; the ledger's own checks and all numbers of what is in it."""
     store = Store.open(root / "state.db")
+    say("state " + json.dumps(gateway_state(store)))
     dids = [device.did for device in store.devices()]
     head = store.head()
-    opened = store.opened()
-    held = [entry.did for entry in store.accepted(opened.rid)] if opened else []
-    say("state " + json.dumps({"faults": store.faults(), "head": head.number, "receive": count(head, held)}))
     while True:
         opened = store.opened()
         if opened is None:
@@ -55,6 +53,13 @@ def gateway(root: Path) -> None:
         say(f"ack head {head.number}")
 
 
+def gateway_state(store: Store) -> dict[str, Any]:
+    """What is wrong with a ledger, and how much is in it."""
+    head, opened = store.head(), store.opened()
+    held = [entry.did for entry in store.accepted(opened.rid)] if opened else []
+    return {"faults": store.faults(), "head": head.number, "receive": count(head, held)}
+
+
 def count(head: Version, held: list[bytes]) -> int:
     """How many updates were received in all rounds."""
     return head.number * DEVICES + len(held)
@@ -63,18 +68,10 @@ def count(head: Version, held: list[bytes]) -> int:
 def device(root: Path) -> None:
     """A device's rounds: sample, head, journal, settled; and a file that is switched."""
     store = DeviceStore.open(root / "state.db")
-    store.check()
-    owed, path = store.journal(), root / "current.tflite"
-    number = store.head().version
-    state: dict[str, Any] = {
-        "faults": [] if path.read_bytes()[8:] == content(path) else ["current.tflite is torn"],
-        "head": number,
-        "settle": store.rounds,
-        "journal": owed.number if owed else store.get("last_round") or 0,
-        "sample": store.sample_count()[0],
-        "file": int.from_bytes(path.read_bytes()[:8], "big"),
-    }
-    say("state " + json.dumps(state))
+    path, number = root / "current.tflite", store.head().version
+    torn = [] if path.read_bytes()[8:] == content(path) else ["current.tflite is torn"]
+    file = int.from_bytes(path.read_bytes()[:8], "big")
+    say("state " + json.dumps({"faults": torn, **device_state(store), "file": file}))
     while True:
         number += 1
         store.add_samples([Sample(os.urandom(1280), number % 4)], 100_000)
@@ -90,6 +87,18 @@ def device(root: Path) -> None:
         say(f"ack file {number}")
 
 
+def device_state(store: DeviceStore) -> dict[str, Any]:
+    """How much is in a device's database. Raises: DataError when it is damaged."""
+    store.check()
+    owed = store.journal()
+    return {
+        "head": store.head().version,
+        "settle": store.rounds,
+        "journal": owed.number if owed else store.get("last_round") or 0,
+        "sample": store.sample_count()[0],
+    }
+
+
 def content(path: Path, start: bytes | None = None) -> bytes:
     """What follows the number in the file."""
     start = path.read_bytes()[:8] if start is None else start
@@ -97,10 +106,10 @@ def content(path: Path, start: bytes | None = None) -> bytes:
 
 
 def main() -> None:
-    role, root, synchronous = sys.argv[1:]
+    role, root, synchronous, *more = sys.argv[1:]
     for module in (gateway_store, device_store):
         pragmas = [p for p in module.PRAGMAS if not p.startswith("synchronous=")]
-        module.PRAGMAS = (*pragmas, f"synchronous={synchronous}")  # type: ignore[attr-defined]
+        module.PRAGMAS = (*pragmas, f"synchronous={synchronous}", *more)  # type: ignore[attr-defined]
     {"gateway": gateway, "device": device}[role](Path(root))
 
 

@@ -37,7 +37,7 @@ PARAMETERS = {SMALL: 224 * 16 + 16 + 16 * 4 + 4, WIDE: 1280 * 10 + 10}
 ROOT = Path(__file__).parents[2]
 DOOMED = Path(__file__).with_name("doomed.py")
 POLL_S = 0.1
-STAGGER_S = 0.05  # so that a round takes several transactions, two of four devices at least
+HALVES_S = 5.0  # how long the second half of a fleet waits for one of the first, so that a round takes two transactions
 FAST = {"LAN_STALE_S": 1.0, "ATTEMPT_S": 1.5, "HINT_S": 0.2, "POLL_S": 0.1, "REFUSED_S": 0.3}  # a kill costs seconds
 
 
@@ -48,6 +48,29 @@ class Kill:
     number: int = 0
     point: str = "none"
     nth: int = 1
+
+
+class Halves:
+    """Lets the second half of a fleet join, and deliver, behind an answer to the first: never all in one transaction.
+
+    A group commit may take all that comes together, so a fleet under load could do with one; but a kill at the second
+    one has to find it.
+    """
+
+    def __init__(self) -> None:
+        self._events: dict[tuple[bytes, str], asyncio.Event] = {}
+
+    def done(self, rid: bytes, what: str) -> None:
+        """One of the first half was answered."""
+        self._event(rid, what).set()
+
+    async def behind(self, rid: bytes, what: str) -> None:
+        """Wait until one was, or it takes too long: the first half may have nothing to do in this round."""
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._event(rid, what).wait(), HALVES_S)
+
+    def _event(self, rid: bytes, what: str) -> asyncio.Event:
+        return self._events.setdefault((rid, what), asyncio.Event())
 
 
 @dataclass
@@ -61,6 +84,7 @@ class Device:
     psk: bytes
     parameters: int = PARAMETERS[SMALL]
     lan_timing: bool = True
+    halves: Halves | None = None
     seed: bytes = b""
     did: bytes = b""
     receipts: list[tuple[bytes, bytes]] = field(default_factory=list)
@@ -99,8 +123,9 @@ class Device:
 
     async def _take_part(self, link: Link) -> None:
         offer = await link.offer()
-        await asyncio.sleep(self.place % 4 * STAGGER_S)
+        await self._turn(offer.rid, "join")
         await link.answer(offer.rid, wire.Said.JOIN)
+        self._had_turn(offer.rid, "join")
         self.answered = offer.rid
         codes, samples = work(self.place, offer.number, self.parameters)
         update = wire.Update(offer.rid, self.did, offer.base, samples, hashlib.sha256(codes).digest(), len(codes))
@@ -110,6 +135,7 @@ class Device:
     async def _deliver(self, link: Link, *, again: bool) -> None:
         assert self.owed
         rid, message, codes = self.owed
+        await self._turn(rid, "deliver")
         began = time.monotonic()
         try:
             receipt = await link.upload(message, codes, again=again)
@@ -119,7 +145,16 @@ class Device:
         else:
             self.receipts.append((rid, receipt.update))
             self.took.append(time.monotonic() - began)
+        self._had_turn(rid, "deliver")
         self.owed = None
+
+    async def _turn(self, rid: bytes, what: str) -> None:
+        if self.halves and self.place % 2:
+            await self.halves.behind(rid, what)
+
+    def _had_turn(self, rid: bytes, what: str) -> None:
+        if self.halves and not self.place % 2:
+            self.halves.done(rid, what)
 
 
 @dataclass
@@ -190,6 +225,9 @@ class Harness:
         control: doomed.py's; with one, the run ends behind the last kill and the time it takes to see what it did.
         """
         self.hurry()
+        halves = Halves()
+        for device in self.devices:
+            device.halves = halves
         port = free_port()
         alive = asyncio.gather(*(device.live(port, rounds) for device in self.devices))
         killed, ends = 0, []

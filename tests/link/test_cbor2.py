@@ -32,3 +32,4 @@ def test_messages_are_the_same_under_debians_cbor2(tmp_path: Path) -> None:
         check=False,
     )
     assert ran.returncode == 0, ran.stdout[-4000:]
+    print(f"Shows 9: the wire and its table of hostile CBOR, cbor2 {DEBIAN}: all pass")

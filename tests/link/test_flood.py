@@ -106,7 +106,7 @@ async def measured(gateway: Daemon, port: int, root: Path, count: int, devices: 
     for link in links:
         await link.close()
     figures = Figures(took, rss, *result, said, quiet_p99_s, flood_p99_s)
-    print(figures)
+    print(f"Shows 5: {count} hellos and {count} random datagrams: {figures}")
     return figures
 
 

@@ -26,6 +26,9 @@ def killed(root: Path, devices: int, kills: list[Kill]) -> Run:
     assert run.faults() == []
     assert run.heads()[: rounds + 1] == unharmed(root / "quiet", devices, rounds)
     assert all(len(device.receipts) >= rounds for device in run.devices)
+    points = sorted({kill.point for kill in kills})
+    where = points[0] if len(points) == 1 else f"{len(points)} points"
+    print(f"Shows 2: {len(kills)} kills at {where}, {rounds} of {rounds} rounds x {devices} devices, heads bit-equal")
     return run
 
 

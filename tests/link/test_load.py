@@ -15,8 +15,8 @@ def load(devices: int, head: str, encoding: str) -> dict[str, object]:
     done = subprocess.run(
         [sys.executable, "-m", "fl_tiny", *map(str, words)], stdout=subprocess.PIPE, text=True, timeout=600, check=True
     )
-    print(done.stdout)
     found: dict[str, object] = json.loads(done.stdout)
+    print(f"Shows 6: {json.dumps(found)}")
     return found
 
 

@@ -69,7 +69,7 @@ async def uploads(root: Path, lose: float, rounds: int, limit_s: float, *, lan_t
 
 def run(root: Path, lose: float, rounds: int, limit_s: float, *, lan_timing: bool = False) -> Seen:
     seen = asyncio.run(uploads(root, lose, rounds, limit_s, lan_timing=lan_timing))
-    print(f"loss {lose:.0%} each way, lan_timing {lan_timing}: {seen}", file=sys.stderr)
+    print(f"Shows 1: loss {lose:.0%} each way, lan_timing {lan_timing}: {seen}", file=sys.stderr)
     return seen
 
 

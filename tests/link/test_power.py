@@ -39,8 +39,8 @@ class NotStarted(Exception):
     """The guest said nothing of its state."""
 
 
-def disk(role: str, folder: Path) -> Path:
-    """An ext4 image with a fresh gateway or device on it."""
+def tree_of(role: str, folder: Path) -> Path:
+    """A fresh gateway or device."""
     tree = folder / "tree"
     if role == "gateway":
         setup.initialise(tree, MODELS / f"{SMALL}.tflite", None, setup.Wanted(2))
@@ -55,7 +55,12 @@ def disk(role: str, folder: Path) -> Path:
         store.put(enrolled=1)
         store.close()
         (tree / "current.tflite").write_bytes(bytes(8) + hashlib.shake_256(bytes(8)).digest(guest.CODES))
-    image = folder / "disk"
+    return tree
+
+
+def disk(role: str, folder: Path) -> Path:
+    """An ext4 image with a fresh gateway or device on it."""
+    tree, image = tree_of(role, folder), folder / "disk"
     with image.open("wb") as file:
         file.truncate(128 << 20)
     subprocess.run(["mkfs.ext4", "-q", "-F", "-d", tree, image], check=True)
@@ -154,7 +159,7 @@ def cycles(folder: Path, role: str, cuts: int, synchronous: str = "FULL") -> lis
         ]
         assert cut == cuts or acks, "the guest wrote something before each cut"
         known = acks
-    print(f"{role} {synchronous}: {cuts} cuts, lost {lost}")
+    print(f"Shows 3: {role} {synchronous}: {cuts} cuts, {len(lost)} losses {lost[:2]}")
     return lost
 
 

@@ -125,7 +125,7 @@ def test_a_busy_gateway_is_waited_for_in_the_middle_of_a_body(monkeypatch: pytes
             return Response("2.04") if request.method == "PUT" else await answer(request)
 
         async with link(Faults(), 3, take) as (_, _, client):
-            monkeypatch.setattr("fl_tiny.net.bulk.BUSY_S", 0.5)
+            monkeypatch.setattr("fl_tiny.net.patience.BUSY_S", 0.5)
             with pytest.raises(EnvironmentFault, match="busy"):
                 await client.put_all(lambda at: ("u", str(at)), BODY, 42, check=lambda answer: None)
             monkeypatch.undo()
@@ -136,6 +136,37 @@ def test_a_busy_gateway_is_waited_for_in_the_middle_of_a_body(monkeypatch: pytes
             assert max(b - a for (_, a), (_, b) in itertools.pairwise(asked)) >= 1.0, "as Max-Age says"
             assert await client.fetch_whole(("big",), len(BODY)) == BODY
             assert len(asked) == 22 + 21 and client.reconnects == 0
+
+    run(test())
+
+
+def test_a_busy_gateway_is_waited_for_by_ordinary_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        loop, told = asyncio.get_running_loop(), list[tuple[str, float]]()
+
+        async def slow(request: Request) -> Response:
+            await asyncio.sleep(0.2)
+            return Response("2.04")
+
+        monkeypatch.setattr("fl_tiny.net.server.HANDLERS", 1)
+        monkeypatch.setattr("fl_tiny.net.server.BUSY_S", 1)
+        lookup, note = {"a": KEY, "b": KEY}.get, lambda identity, seconds: told.append((identity, seconds))
+        server = await Server.start(slow, lookup, "127.0.0.1:0", limits=Limits(handshakes_per_s=1000), on_busy=note)
+        clients = [await Client.connect("127.0.0.1", server.port, who, KEY) for who in ("a", "b")]
+        began = loop.time()
+        answers = await asyncio.gather(*(client.request("POST", ("d",), b"x") for client in clients))
+        assert [answer.code for answer in answers] == ["2.04", "2.04"]
+        assert 1.2 <= loop.time() - began < 3.0, "one was asked to come again, and did"
+        assert told == [("b", 1)] and [client.reconnects for client in clients] == [0, 0]
+        monkeypatch.setattr("fl_tiny.net.server.HANDLERS", 0)
+        monkeypatch.setattr("fl_tiny.net.patience.BUSY_S", 0.5)
+        with pytest.raises(EnvironmentFault, match="busy"):
+            await clients[0].request("POST", ("d",), b"x")
+        clients[0].is_patient = False
+        assert (await clients[0].request("POST", ("d",), b"x")).code == "5.03"
+        for client in clients:
+            await client.close()
+        await server.close()
 
     run(test())
 

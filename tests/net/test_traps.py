@@ -129,7 +129,7 @@ def test_a_client_begins_a_new_session_before_its_message_ids_come_round(monkeyp
         return Response("2.05", request.payload)
 
     async def sessions(most: int) -> int:
-        monkeypatch.setattr("fl_tiny.net.client.MESSAGE_IDS", most)
+        monkeypatch.setattr("fl_tiny.net.connection.MESSAGE_IDS", most)
         limits = Limits(handshakes_per_s=1000)
         server = await Server.start(answer, lambda identity: KEY, "127.0.0.1:0", limits=limits)
         client = await Client.connect("127.0.0.1", server.port, "dev", KEY, lan_timing=True)
