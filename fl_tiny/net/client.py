@@ -103,7 +103,9 @@ class Client:
         """
         patience = Patience()
         while True:
-            answer = await self._answered(method, path, payload, content_format, etag, block2, confirmable)
+            answer = await self._answered(
+                method, path, payload, block2, confirmable, content_format=content_format, etag=etag
+            )
             wait_s = patience.wait_s(answer, asyncio.get_running_loop().time()) if self.is_patient else 0.0
             if not wait_s:
                 return answer
@@ -115,10 +117,9 @@ class Client:
         method: str,
         path: tuple[str, ...],
         payload: bytes,
-        content_format: int | None,
-        etag: bytes | None,
         block2: tuple[int, int] | None,
         confirmable: bool,
+        **options: Any,
     ) -> Response:
         """What the gateway says to a request, perhaps over another session."""
         for _ in range(FAILURES):
@@ -131,11 +132,10 @@ class Client:
                 method,
                 path,
                 payload,
-                content_format=content_format,
-                etag=etag,
                 block2=block2,
                 timing=timing,
                 remote=link.remote,
+                **options,
             )
             answer = await self._exchange(link, asked, timing.ACK_TIMEOUT)
             if answer is not None:
