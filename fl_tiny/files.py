@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import stat
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import IO
 
 from fl_tiny.errors import ConfigError, DataError, EnvironmentFault, ModelError
+
+_PIECE = 1 << 16  # bytes in memory at a time
 
 
 def open_plain(path: Path, limit: int) -> IO[bytes]:
@@ -55,6 +58,18 @@ def read_private(path: Path) -> bytes:
         if found.st_uid != os.geteuid():
             raise ConfigError(f"{path} belongs to user {found.st_uid}, not to {os.geteuid()}", hint=f"chown {path}")
         return file.read()
+
+
+def sha256(file: IO[bytes], size: int | None = None, out: IO[bytes] | None = None) -> bytes:
+    """SHA-256 of what follows in ``file``: the next ``size`` bytes, or all that there are; they go to ``out``, too."""
+    found = hashlib.sha256()
+    while piece := file.read(_PIECE if size is None else min(size, _PIECE)):
+        found.update(piece)
+        if size is not None:
+            size -= len(piece)
+        if out is not None:
+            out.write(piece)
+    return found.digest()
 
 
 def check_writable(path: Path) -> None:

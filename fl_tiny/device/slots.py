@@ -12,7 +12,7 @@ from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 
-from fl_tiny import statedir
+from fl_tiny import files, statedir
 from fl_tiny.device import derived
 from fl_tiny.device.layout import BASE, CURRENT, FORMER, SLOTS
 from fl_tiny.device.schema import CHOICE
@@ -220,14 +220,11 @@ def is_whole(path: Path, message: bytes) -> bool:
 
 def digest_of(path: Path) -> bytes:
     """SHA-256 of a file, empty when it cannot be read."""
-    found = hashlib.sha256()
     try:
         with path.open("rb") as file:
-            while part := file.read(1 << 16):
-                found.update(part)
+            return files.sha256(file)
     except OSError:
         return b""
-    return found.digest()
 
 
 def _save(store: DeviceStore, db: object) -> None:

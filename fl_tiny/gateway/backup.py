@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from fl_tiny import statedir
 from fl_tiny.errors import ConfigError, DataError, EnvironmentFault
-from fl_tiny.files import check_writable, open_plain, sync_directory, written
+from fl_tiny.files import check_writable, open_plain, sha256, sync_directory, written
 from fl_tiny.gateway.manifests import MODEL_LIMIT
 from fl_tiny.gateway.models import BASE, model_data
 from fl_tiny.gateway.setup import GATEWAY_KEY
@@ -32,7 +32,6 @@ MEMBERS = 64
 MEMBER_LIMIT = 16 << 30  # bytes of a ledger; with FILE_LIMIT what a mistaken file may cost to read
 FILE_LIMIT = 20 << 30
 NAME = re.compile(r"state\.db|fl-tiny\.toml|(secret|model)/[A-Za-z0-9_-][A-Za-z0-9._-]{0,100}")
-PIECE = 1 << 20
 AGAIN = "take another backup; this one was damaged or cut short"
 
 
@@ -73,7 +72,7 @@ def write(directory: Path, out: Path) -> Backup:
             for member in found.members:
                 source = draft if member.name == statedir.DATABASE else directory / member.name
                 with source.open("rb") as part:
-                    if _digest(part, member.size, file) != member.sha256:
+                    if sha256(part, member.size, file).hex() != member.sha256:
                         raise EnvironmentFault(f"{source} changed while it was copied", hint="give the command again")
         return found
     finally:
@@ -92,7 +91,7 @@ def check(file: IO[bytes], name: Path) -> Backup:
         raise DataError(f"{name}: the index is damaged", hint=AGAIN)
     found, start = _from_json(index, name), file.tell()
     for member in found.members:
-        if _digest(file, member.size) != member.sha256:
+        if sha256(file, member.size).hex() != member.sha256:
             raise DataError(f"{name}: {member.name} is damaged", hint=AGAIN)
     if file.read(1):
         raise DataError(f"{name}: bytes behind the last member", hint=AGAIN)
@@ -143,7 +142,7 @@ def _found(database: Path, files: list[tuple[str, Path]]) -> Backup:
     for name, path in files:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            members.append(Member(name, size, _digest(file, size)))
+            members.append(Member(name, size, sha256(file, size).hex()))
     copied = Store.open(database)
     try:
         faults = copied.faults()
@@ -152,17 +151,6 @@ def _found(database: Path, files: list[tuple[str, Path]]) -> Backup:
         return Backup(copied.head().number, copied.epoch or 0, len(copied.devices()), tuple(members))
     finally:
         copied.close()
-
-
-def _digest(file: IO[bytes], size: int, out: IO[bytes] | None = None) -> str:
-    """SHA-256 of the next ``size`` bytes, or of those that there are; they go to ``out``, too."""
-    digest = hashlib.sha256()
-    while size and (piece := file.read(min(size, PIECE))):
-        digest.update(piece)
-        size -= len(piece)
-        if out is not None:
-            out.write(piece)
-    return digest.hexdigest()
 
 
 def _to_json(found: Backup) -> dict[str, Any]:
@@ -196,7 +184,7 @@ def _unpack(directory: Path, file: IO[bytes], found: Backup) -> Path:
         is_model = member.name.startswith(f"{statedir.MODEL}/")
         target = partial if member.name == statedir.DATABASE else directory / member.name
         with written(target, 0o640 if is_model else 0o600) as out:
-            _digest(file, member.size, out)
+            sha256(file, member.size, out)
     return partial
 
 

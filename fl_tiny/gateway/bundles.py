@@ -7,16 +7,16 @@ which checks its signature (docs/cli-update.md).
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fl_tiny import statedir
 from fl_tiny.errors import ConfigError, DataError, EnvironmentFault, MalformedMessage
-from fl_tiny.files import open_plain, sync_directory, written
+from fl_tiny.files import open_plain, sha256, sync_directory, written
 from fl_tiny.gateway.models import in_share
 from fl_tiny.gateway.store import Store
 from fl_tiny.protocol import release, wire
@@ -27,7 +27,6 @@ log = logging.getLogger(__name__)
 FOLDER = "bundle"  # below DIR
 SUFFIX = ".raucb"
 MARGIN_BYTES = 64 << 20  # left free for the ledger
-COPIED = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +138,7 @@ def add(directory: Path, store: Store, file: Path, share: float) -> Offered:
         source.seek(max(0, size - release.TRAILER - length))
         brings = release.read_manifest(source.read(length))
         source.seek(0)
-        digest = _digest(source)
+        digest = sha256(source)
         made = Offered(Bundle(digest, size, brings.number), brings.board, share)
         before = next((one for one in offered(store) if one.board == brings.board), None)
         if before and rank_of(before.bundle.release) > brings.rank:
@@ -151,8 +150,7 @@ def add(directory: Path, store: Store, file: Path, share: float) -> Offered:
             target.parent.mkdir(mode=0o750, exist_ok=True)
             source.seek(0)
             with written(target, 0o640) as copy:
-                while piece := source.read(COPIED):
-                    copy.write(piece)
+                shutil.copyfileobj(source, copy)
     with store.write() as db:
         db.execute("DELETE FROM bundle WHERE board=?", (made.board,))
         db.execute("INSERT INTO bundle VALUES(?,?,?,?,?)", (digest, made.board, brings.number, size, share))
@@ -202,13 +200,6 @@ def listed(store: Store) -> list[dict[str, Any]]:
 def path_of(folder: Path, digest: bytes) -> Path:
     """Where the bundle of this digest is kept."""
     return folder / (digest[:8].hex() + SUFFIX)
-
-
-def _digest(source: Any) -> bytes:
-    found = hashlib.sha256()
-    while piece := source.read(COPIED):
-        found.update(piece)
-    return found.digest()
 
 
 def _room(directory: Path, size: int) -> None:

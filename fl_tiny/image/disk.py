@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+from fl_tiny import files
 from fl_tiny.errors import DataError
-from fl_tiny.files import open_plain
 from fl_tiny.image import tools
 from fl_tiny.image.plan import PARTITIONS
 
@@ -37,7 +36,7 @@ class Table:
 
 def read_table(image: Path) -> Table:
     """The partition table of an image of ours. Raises: DataError when it is none."""
-    with open_plain(image, LIMIT) as file:
+    with files.open_plain(image, LIMIT) as file:
         sector = file.read(SECTOR)
         size = file.seek(0, 2)
     if len(sector) < SECTOR or sector[510:] != MAGIC:
@@ -78,11 +77,8 @@ def list_fat(image: Path) -> set[str]:
 
 def sha256(path: Path) -> str:
     """The digest of a file of any size."""
-    found = hashlib.sha256()
     with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            found.update(piece)
-    return found.hexdigest()
+        return files.sha256(file).hex()
 
 
 def copy_out(image: Path, name: str, target: Path) -> None:
