@@ -32,7 +32,8 @@ FIGURES = {
     "boot_to_service_s": "power to a running device service, s",
     "boot_to_round_s": "power to its update in a published round, s",
     "idle_rss_mib": "device service when idle, MiB of RSS",
-    "training_rss_mib": "device service when training, its child included, MiB of RSS at most",
+    "training_rss_mib": "device service when training, its child included, MiB of RSS at most, shared pages twice",
+    "training_pss_mib": "the same in PSS, shared pages once",
     "compressed_mib": "image, compressed, MiB",
 }
 INTRO = """# Boards

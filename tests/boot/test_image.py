@@ -95,28 +95,30 @@ def test_nobody_logs_in_without_the_key_and_the_root_is_read_only(board: Board) 
 
 
 def test_its_update_from_spooled_samples_is_in_a_published_round(board: Board) -> None:
-    board.figures["idle_rss_mib"] = rss(board)
+    board.figures["idle_rss_mib"] = resident(board)[0]
     until(lambda: board.state("fl-tiny-source") == "active", "running source service")
     board.guest.put(board.fleet.data("board", SAMPLES, 0), f"{SPOOL}/.samples.npz")
     board.guest.do(f"chown fl-tiny: {SPOOL}/.samples.npz && mv {SPOOL}/.samples.npz {SPOOL}/samples.npz")
-    peak = 0.0
+    rss = pss = 0.0
 
     def published() -> bool:
-        nonlocal peak
-        peak = max(peak, rss(board))
+        nonlocal rss, pss
+        rss, pss = (max(pair) for pair in zip((rss, pss), resident(board)))
         return bool(cli("gateway", "devices", board.fleet.gw)[0]["last_round"])
 
     until(published, "published round with this board's update in it", 900, pause=2)
     assert board.guest.report(f"device status {DEV}")["samples"] == SAMPLES
     assert board.guest.do(f"ls {SPOOL}").strip() in ("", "rejected"), "what was learnt is gone"
-    board.figures["training_rss_mib"] = peak
+    board.figures["training_rss_mib"], board.figures["training_pss_mib"] = rss, pss
     board.figures["boot_to_round_s"] = round(board.guest.elapsed(), 1)
 
 
-def rss(board: Board) -> float:
-    """MiB resident of the device's unit, its training child included, shared pages counted once a process."""
+def resident(board: Board) -> tuple[float, float]:
+    """MiB resident of the device's unit, its training child included: RSS, which counts what two processes share
+    twice, and PSS, which counts it once. Source: Linux, Documentation/filesystems/proc.rst, smaps_rollup."""
     lines = board.guest.do(
         "cat /sys/fs/cgroup/system.slice/fl-tiny-device.service/cgroup.procs |"
-        " while read -r pid; do grep VmRSS /proc/$pid/status; done; true"
+        " while read -r pid; do cat /proc/$pid/smaps_rollup; done; true"
     )
-    return round(sum(int(kib) for kib in re.findall(r"VmRSS:\s+(\d+) kB", lines)) / 1024, 1)
+    rss, pss = (sum(map(int, re.findall(rf"^{which}:\s+(\d+) kB", lines, re.MULTILINE))) for which in ("Rss", "Pss"))
+    return round(rss / 1024, 1), round(pss / 1024, 1)
