@@ -108,12 +108,15 @@ def _options(slot: Slot, wanted: Iterable[str]) -> Looked:
 
 def _modules(slot: Slot, patterns: Iterable[str], board: Board, base: Base) -> Looked:
     """Modules that were to be kept, and those that find the slot, be they files or built in."""
-    listed = slot.find("usr/lib/modules/*/modules.builtin")
+    listed, config = slot.find("usr/lib/modules/*/modules.builtin"), slot.find("boot/config-*")
+    fixed = set(re.findall(r"^CONFIG_(\w+)=y$", slot.text(config) if config else "", re.MULTILINE))
     paths = [path.split("/kernel/", 1)[1] for path in slot.sizes if "/kernel/" in path and ".ko" in path]
     paths += [line.removeprefix("kernel/") for line in slot.text(listed).split()] if listed else []
     names = {path.split("/")[-1].split(".ko")[0].replace("-", "_") for path in paths}
     for pattern in patterns:
-        yield f"module {pattern}", any(fnmatch(path, pattern) for path in paths)
+        # What cannot be a module is in no list of built-in ones: IPV6 since Linux 7
+        option = pattern.split("/")[-1].rstrip("*.").replace("-", "_").upper()
+        yield f"module {pattern}", option in fixed or any(fnmatch(path, pattern) for path in paths)
     for name in base.kernel.initrd + board.kernel.initrd:
         yield f"module {name} for the initrd", name.replace("-", "_") in names
 

@@ -103,7 +103,7 @@ def test_its_update_from_spooled_samples_is_in_a_published_round(board: Board) -
 
     def published() -> bool:
         nonlocal rss, pss
-        rss, pss = (max(pair) for pair in zip((rss, pss), resident(board)))
+        rss, pss = (max(pair) for pair in zip((rss, pss), resident(board), strict=True))
         return bool(cli("gateway", "devices", board.fleet.gw)[0]["last_round"])
 
     until(published, "published round with this board's update in it", 900, pause=2)
