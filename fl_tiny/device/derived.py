@@ -21,8 +21,11 @@ _GRAIN = 32  # bytes that are compared at once; a run is whole grains
 _LIMIT = 1 << 24  # bytes of runs
 
 
-def difference(base: bytes, other: bytes) -> bytes:
-    """What makes ``other`` of ``base``, which is as long: runs of bytes, deflated."""
+def difference(base: bytes, other: bytes, near: bytes = b"") -> bytes:
+    """What makes ``other`` of ``base``, which is as long: runs of bytes, deflated.
+
+    near: bytes that the runs resemble, the head that training began with; deflate looks back 32 KiB into them.
+    """
     assert len(base) == len(other)
     found: list[bytes] = []
     start = None
@@ -34,13 +37,17 @@ def difference(base: bytes, other: bytes) -> bytes:
             run = other[start:at]
             found += (_RUN.pack(start, len(run)), run)
             start = None
-    return zlib.compress(b"".join(found))
+    packer = zlib.compressobj(zdict=near) if near else zlib.compressobj()
+    return packer.compress(b"".join(found)) + packer.flush()
 
 
-def applied(base: bytes, patch: bytes) -> bytes:
-    """``base`` with a difference applied. Raises: DataError when it is none of a file as long."""
+def applied(base: bytes, patch: bytes, near: bytes = b"") -> bytes:
+    """``base`` with a difference applied, made with the same ``near`` or without.
+
+    Raises: DataError when it is none of a file as long.
+    """
     try:
-        runs = zlib.decompressobj().decompress(patch, _LIMIT)
+        runs = zlib.decompressobj(zdict=near).decompress(patch, _LIMIT)
         out, at = bytearray(base), 0
         while at < len(runs):
             start, size = _RUN.unpack_from(runs, at)

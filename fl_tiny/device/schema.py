@@ -6,7 +6,7 @@ What is long is written once and stays in place; what changes in a round are num
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 CHOICE = "chosen_at, kind, fitted, digest, start, previous, fleet, personal, patch"  # columns that kept and slot share
 _CHOICE = """chosen_at INT NOT NULL, kind TEXT NOT NULL, fitted INT NOT NULL, digest BLOB NOT NULL,
   start INT NOT NULL, previous REAL, fleet REAL, personal REAL"""
@@ -18,7 +18,8 @@ CREATE TABLE sample(id INTEGER PRIMARY KEY AUTOINCREMENT, label INT NOT NULL, he
 CREATE INDEX sample_model ON sample(model, label, held);
 """
 # head: each that a fact, the choice or the other slot names, once; meta `head` is the one held, kept.start what the
-# choice began with. residual: the journal's (rest) and the one carried, meta `residual`; a receipt makes one the other.
+# choice began with. residual: the journal's (rest) and the one carried, meta `residual`; a receipt makes one the other,
+# by that number alone: a journal whose residual is the one carried is settled.
 # slot: the one not in use, with all that goes with its model (device/slots.py).
 _STATE = f"""
 CREATE TABLE head(id INTEGER PRIMARY KEY, version INT NOT NULL, signed BLOB NOT NULL, body BLOB NOT NULL) STRICT;
@@ -30,14 +31,17 @@ CREATE TABLE slot(only INTEGER PRIMARY KEY CHECK(only=1), name TEXT NOT NULL, ma
   model_pk BLOB NOT NULL, features BLOB NOT NULL, head INT NOT NULL, {_CHOICE}) STRICT;
 """
 # patch: what makes model/current.tflite of the slot's file (device/derived.py); none: it is that file.
-# residual.size: of the residual when it is deflated, as it is since version 5.
+# residual.size: of the residual when it is deflated, as it is since version 5; planes: 1 since version 6, with all its
+# lower bytes first, and the codes of its journal deflated.
+# Since version 6 a patch may need the body of the head that the choice began with.
 _DERIVED = """
 CREATE TABLE patch(id INTEGER PRIMARY KEY, runs BLOB NOT NULL) STRICT;
 ALTER TABLE kept ADD COLUMN patch INT;
 ALTER TABLE slot ADD COLUMN patch INT;
 ALTER TABLE residual ADD COLUMN size INT;
 """
-SCHEMA = _FACTS + _STATE + _DERIVED
+_PLANES = "ALTER TABLE residual ADD COLUMN planes INT;"
+SCHEMA = _FACTS + _STATE + _DERIVED + _PLANES
 
 UNUSED = (  # of what is stored once and named by others
     "DELETE FROM head WHERE id NOT IN (SELECT value FROM meta WHERE key='head' UNION SELECT start FROM kept"
@@ -78,4 +82,5 @@ MIGRATIONS = {  # from a version to the next
     + _COPY_3
     + "".join(f"DROP TABLE {name}_3;" for name in _TABLES_3),
     4: _DERIVED,
+    5: _PLANES,
 }

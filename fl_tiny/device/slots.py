@@ -193,7 +193,7 @@ def current(directory: Path, store: DeviceStore) -> bytes | None:
     kept = store.kept()
     try:
         data = base_path(directory, store).read_bytes()
-        data = data if kept.patch is None else derived.applied(data, kept.patch)
+        data = data if kept.patch is None else derived.applied(data, kept.patch, kept.start.body)
     except (OSError, DataError):
         return None
     return data if hashlib.sha256(data).digest() == kept.digest else None

@@ -32,6 +32,7 @@ PRAGMAS = (
     "cache_size=-256",  # KiB: an idle device's memory counts more than a page read twice
 )
 HINT = "move DIR away and enrol anew; the gateway's operator then revokes the old identity"
+_UPDATE_LIMIT = 2 * wire.MAX_CODES  # bytes of codes, or of their residual
 HELD_EVERY = 5  # one sample in five of a class is held out, for good
 
 
@@ -276,8 +277,9 @@ class DeviceStore:
         """Hold a newer head. anew: it does not go on from the one held so far, so the residual is void.
 
         restored: nor does its number, since the gateway went on from a backup; the board's model is chosen again.
+        Lost with the power, it is fetched again.
         """
-        with self._transaction() as db:
+        with database.unhurried(self._db), self._transaction() as db:
             if anew:
                 _drop_residual(db)
             if restored:
@@ -288,38 +290,39 @@ class DeviceStore:
 
     def journal(self) -> Journal | None:
         """The update that is owed, if there is one."""
-        row = self.row(f"SELECT number, signed, codes, {_RESIDUAL} FROM journal JOIN residual ON id=rest")  # noqa: S608 - ours
+        row = self.row(f"SELECT number, signed, codes, {_OWED}")
         if row is None:
             return None
-        number, message, codes, *rest = row
-        return Journal(number, message, codes, *_inflated(*rest))
+        number, message, codes, _, *left = row
+        return Journal(number, message, _unpacked(codes) if left[-1] else codes, *_inflated(*left))
 
     def put_journal(self, owed: Journal) -> None:
         """Keep a trained update until the gateway's receipt."""
         with self._transaction() as db:
-            db.execute("DELETE FROM residual WHERE id=(SELECT rest FROM journal)")
-            row = (owed.number, owed.signed, owed.codes, _add_residual(db, owed.residual, owed.steps))
+            db.execute(f"DELETE FROM residual WHERE id IS NOT {_CARRIED}")  # noqa: S608 - ours
+            row = (owed.number, owed.signed, zlib.compress(owed.codes), _add_residual(db, owed.residual, owed.steps))
             db.execute("INSERT OR REPLACE INTO journal VALUES(1,?,?,?,?)", row)
 
     def settle(self, residual: bytes | None, steps: bytes, *, counted: bool) -> None:
-        """The owed update is done with: what stays of it becomes the residual (None: nothing does)."""
-        with self._transaction() as db:
-            owed = self.row(f"SELECT number, rest, {_RESIDUAL} FROM journal JOIN residual ON id=rest")  # noqa: S608 - ours
-            _drop_residual(db)
-            db.execute("DELETE FROM journal")
+        """The owed update is done with: what stays of it becomes the residual (None: nothing does).
+
+        Lost with the power, it is had again: the update is owed still, and the gateway calls it a duplicate.
+        """
+        with database.unhurried(self._db), self._transaction() as db:
+            owed = self.row(f"SELECT number, {_OWED}")
             if residual is not None and owed and _inflated(*owed[2:]) == (residual, steps):
-                put_fact(db, "residual", owed[1])  # it stays where the journal's transaction wrote it
-            elif residual is not None:
-                put_fact(db, "residual", _add_residual(db, residual, steps))
-            db.execute("DELETE FROM residual WHERE id IS NOT (SELECT value FROM meta WHERE key='residual')")
+                put_fact(db, "residual", owed[1])  # all stays where it was written; the next journal clears up
+            else:
+                drop_update(db)
+                if residual is not None:
+                    put_fact(db, "residual", _add_residual(db, residual, steps))
             if counted and owed:
                 put_fact(db, "rounds", self.rounds + 1)
                 put_fact(db, "last_round", owed[0])
 
     def residual(self) -> tuple[bytes, bytes] | None:
         """(residual, steps it is in), to be added to the next update."""
-        carried = "SELECT value FROM meta WHERE key='residual'"
-        row = self.row(f"SELECT {_RESIDUAL} FROM residual WHERE id=({carried})")  # noqa: S608 - ours
+        row = self.row(f"SELECT {_RESIDUAL} FROM residual WHERE id={_CARRIED}")  # noqa: S608 - ours
         return _inflated(*row) if row else None
 
     def kept(self) -> Kept:
@@ -330,8 +333,8 @@ class DeviceStore:
         return Kept(chosen_at, kind, bool(fitted), digest, HeldHead(*start), previous, fleet, personal, runs)
 
     def put_kept(self, kept: Kept) -> None:
-        """Remember the choice; the caller then switches the file."""
-        with self._transaction() as db:
+        """Remember the choice; the caller then switches the file. Lost with the power, it is made again."""
+        with database.unhurried(self._db), self._transaction() as db:
             put_choice(db, kept)
             drop_unused(db)
 
@@ -366,23 +369,37 @@ def _add_patch(db: sqlite3.Connection, runs: bytes) -> int | None:
     return found[0] if found else db.execute("INSERT INTO patch(runs) VALUES(?)", (runs,)).lastrowid
 
 
-_RESIDUAL = "residual, steps, size"  # what _inflated takes
+_RESIDUAL = "residual, steps, size, planes"  # what _inflated takes
+_CARRIED = "(SELECT value FROM meta WHERE key='residual')"
+# rest and the residual of the update that is owed: a settled one stays in place, its residual the one carried
+_OWED = f"rest, {_RESIDUAL} FROM journal JOIN residual ON id=rest WHERE rest IS NOT {_CARRIED}"
 
 
 def _add_residual(db: sqlite3.Connection, residual: bytes, steps: bytes) -> int | None:
-    """Deflated: of the two bytes a parameter the upper one says little beyond the sign."""
-    row = (zlib.compress(residual), steps, len(residual))
-    return db.execute("INSERT INTO residual(residual, steps, size) VALUES(?,?,?)", row).lastrowid
+    """Deflated, all lower bytes of its int16 first: the upper ones say little beyond the sign."""
+    row = (zlib.compress(residual[::2] + residual[1::2]), steps, len(residual))
+    return db.execute("INSERT INTO residual(residual, steps, size, planes) VALUES(?,?,?,1)", row).lastrowid
 
 
-def _inflated(residual: bytes, steps: bytes, size: int | None) -> tuple[bytes, bytes]:
-    """(residual, steps). size: None for one that was stored as it is. Raises: DataError."""
+def _inflated(stored: bytes, steps: bytes, size: int | None, planes: int | None) -> tuple[bytes, bytes]:
+    """(residual, steps). size: None for one that was stored as it is.   planes: None for one in the order of int16.
+
+    Raises: DataError.
+    """
     if size is None:
-        return residual, steps
+        return stored, steps
+    residual = bytearray(_unpacked(stored))
+    if planes:
+        half = (len(residual) + 1) // 2
+        residual[::2], residual[1::2] = residual[:half], residual[half:]
+    return bytes(residual), steps
+
+
+def _unpacked(stored: bytes) -> bytes:
     try:
-        return zlib.decompressobj().decompress(residual, size) if size else b"", steps
+        return zlib.decompressobj().decompress(stored, _UPDATE_LIMIT)
     except zlib.error as cause:
-        raise DataError(f"the device's state is damaged: a residual: {cause}", hint=HINT) from cause
+        raise DataError(f"the device's state is damaged: an update: {cause}", hint=HINT) from cause
 
 
 def put_fact(db: sqlite3.Connection, key: str, value: object) -> None:

@@ -54,7 +54,7 @@ def serve(directory: Path, job: Job, out: BinaryIO) -> None:
         else:
             _answer(out, client_update(samples, head, offer, store.residual(), np.random.default_rng()))
     if job.choose:
-        _answer(out, _chosen(data, samples, choose(samples, head, store.kept(), job.epochs)))
+        _answer(out, _chosen(data, samples, choose(samples, head, store.kept(), job.epochs), head.body))
 
 
 def read_samples(store: DeviceStore, data: bytes) -> Samples:
@@ -108,13 +108,13 @@ def main() -> None:
         _answer(out, Failed(str(fault).encode()[:512].decode("utf-8", "ignore")))
 
 
-def _chosen(data: bytes, samples: Samples, choice: Choice) -> Chosen:
-    """A choice as the agent puts it in place. data: the file of the slot."""
+def _chosen(data: bytes, samples: Samples, choice: Choice, start: bytes) -> Chosen:
+    """A choice as the agent puts it in place. data: the file of the slot.   start: the body that it began with."""
     if choice.head is None:
         return Chosen(choice.kept, int(choice.fitted), None, *choice.accuracies)
     patched = patch(data, samples.spec, choice.head)
     digest = hashlib.sha256(patched).digest()
-    return Chosen(choice.kept, int(choice.fitted), digest, *choice.accuracies, difference(data, patched))
+    return Chosen(choice.kept, int(choice.fitted), digest, *choice.accuracies, difference(data, patched, start))
 
 
 def _answer(out: BinaryIO, message: object) -> None:

@@ -76,12 +76,12 @@ def device(root: Path) -> None:
         number += 1
         store.add_samples([Sample(os.urandom(1280), number % 4)], 100_000)
         say(f"ack sample {store.sample_count()[0]}")
+        say(f"ack settle {store.rounds}")  # what can be had again is on the disk with the commit that follows it
         store.put_head(HeldHead(number, b"s" * 200, os.urandom(CODES)))
-        say(f"ack head {number}")
         store.put_journal(Journal(number, b"s" * 200, os.urandom(CODES), b"r" * 2 * CODES, b"x" * 16))
         say(f"ack journal {number}")
+        say(f"ack head {number}")
         store.settle(b"r" * 2 * CODES, b"x" * 16, counted=True)
-        say(f"ack settle {store.rounds}")
         start = number.to_bytes(8, "big")
         write_atomic(path, start + content(path, start))
         say(f"ack file {number}")
