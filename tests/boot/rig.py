@@ -80,10 +80,10 @@ class Rig:
         self.board.do(f"fl-tiny samples add {DEV} --data /tmp/samples.npz", patience=300)
         self.samples += count
 
-    def trains(self, more: int = 1, patience: float = 600) -> None:
+    def trains(self, more: int = 1) -> None:
         """Until so many further rounds with the board's update have been published."""
         goal = self.rounds() + more
-        until(lambda: self.rounds() >= goal, f"round {goal}", patience, pause=2)
+        until(lambda: self.rounds() >= goal, f"round {goal}", 600.0 * more, pause=2)
 
     def bundle(self, number: str, change: Any = lambda root: None) -> Path:
         """A release of the image's root, with a change."""

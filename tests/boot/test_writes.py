@@ -10,8 +10,7 @@ import pytest
 from .rig import Rig, missing
 
 IDLE_S = 240  # longer than the period of anything that runs on a board
-WARM = 4  # rounds before, so that what is written once is written
-FILLING = 900  # samples of 1,280 B: SQLite's log has its full length from then on, as after a first day
+WARM = 17  # rounds before: SQLite's log has its full length from then on, as after a first day
 SETTLED_S = 60
 SECTOR = 512  # bytes. Source: Linux, Documentation/block/stat.rst
 pytestmark = pytest.mark.skipif(bool(missing()), reason=f"no image to look at here: {missing()}")
@@ -27,7 +26,6 @@ def written(rig: Rig) -> int:
 def test_a_day_of_hourly_rounds_writes_little_to_the_card(rig: Rig, hours: int) -> None:
     """The board's clock goes forward by an hour a round; a pause shows what is written without any."""
     rig.board.ready()
-    rig.learn(FILLING)
     rig.paces(1.0)
     rig.trains(WARM)
     first, began, counted = written(rig), time.monotonic(), rig.rounds()
