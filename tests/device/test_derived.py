@@ -21,13 +21,28 @@ from tests.device.test_slots import OLD_MODEL, Board
 BASE = OLD_MODEL.read_bytes()
 
 
-@given(st.binary(max_size=400), st.lists(st.tuples(st.integers(0, 399), st.integers(0, 255)), max_size=20))
-def test_what_differs_makes_the_one_of_the_other(base: bytes, changes: list[tuple[int, int]]) -> None:
+@given(
+    st.binary(max_size=400),
+    st.lists(st.tuples(st.integers(0, 399), st.integers(0, 255)), max_size=20),
+    st.binary(max_size=100),
+)
+def test_what_differs_makes_the_one_of_the_other(base: bytes, changes: list[tuple[int, int]], near: bytes) -> None:
     other = bytearray(base)
     for at, value in changes:
         if at < len(other):
             other[at] = value
-    assert derived.applied(base, derived.difference(base, bytes(other))) == other
+    assert derived.applied(base, derived.difference(base, bytes(other), near), near) == other
+    assert derived.applied(base, derived.difference(base, bytes(other)), near) == other, "as older ones were stored"
+
+
+def test_a_patch_near_a_head_is_small_and_of_no_use_with_another() -> None:
+    head = os.urandom(20_000)
+    mine = bytearray(head)
+    mine[::50] = bytes(400)
+    patch, alone = (derived.difference(bytes(20_000), bytes(mine), near) for near in (head, b""))
+    assert len(patch) < len(alone) / 4
+    with pytest.raises(DataError):
+        derived.applied(bytes(20_000), patch, head[::-1])
 
 
 @given(st.binary(max_size=60))
