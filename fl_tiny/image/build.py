@@ -158,8 +158,8 @@ def make_slot(step: plan.Slot, root: Path, places: Places) -> Path:
         settings = draft / "settings"
         _settings(step, ours, root, places, settings)
         helper = ["unshare", "-m", "-p", "-f", "--kill-child"]
-        if os.geteuid() != 0:
-            helper = ["mmdebstrap", "--unshare-helper", *helper]
+        if os.geteuid() != 0:  # root there is this user, so that the draft can be written; others are of /etc/subuid
+            helper += ["--map-root-user", "--map-auto"]
         tools.run(*helper, hooks / "compose", root / "root.tar", settings, draft, log=draft.with_suffix(".log"))
         shutil.rmtree(settings)
         size = (draft / "slot.squashfs").stat().st_size
