@@ -31,15 +31,15 @@ CREATE TABLE slot(only INTEGER PRIMARY KEY CHECK(only=1), name TEXT NOT NULL, ma
   model_pk BLOB NOT NULL, features BLOB NOT NULL, head INT NOT NULL, {_CHOICE}) STRICT;
 """
 # patch: what makes model/current.tflite of the slot's file (device/derived.py); none: it is that file.
-# residual.size: of the residual when it is deflated, as it is since version 5; planes: 1 since version 6, with all its
-# lower bytes first, and the codes of its journal deflated.
-# Since version 6 a patch may need the body of the head that the choice began with.
+# residual.size: of the residual when it is deflated, as it is since version 5.
 _DERIVED = """
 CREATE TABLE patch(id INTEGER PRIMARY KEY, runs BLOB NOT NULL) STRICT;
 ALTER TABLE kept ADD COLUMN patch INT;
 ALTER TABLE slot ADD COLUMN patch INT;
 ALTER TABLE residual ADD COLUMN size INT;
 """
+# residual.planes: 1 since version 6, with all its lower bytes first, and the codes of its journal deflated; a patch may
+# need the body of the head that the choice began with from then on.
 _PLANES = "ALTER TABLE residual ADD COLUMN planes INT;"
 SCHEMA = _FACTS + _STATE + _DERIVED + _PLANES
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -45,8 +44,10 @@ def verify(image: Path, board: Board, base: Base) -> list[Finding]:
     if slot is None:
         return [*found, Finding("slot", 1, ("slot A holds no squashfs",))]
     found.append(_finding("slot", _slot(slot, board)))
-    found.append(_finding("kernel options", _options(slot, plan.options(board, base))))
-    found.append(_finding("modules", _modules(slot, base.kernel.modules + board.kernel.modules, board, base)))
+    path = slot.find("boot/config-*")
+    config = slot.text(path) if path else ""
+    found.append(_finding("kernel options", kernel.options(config, plan.options(board, base))))
+    found.append(_finding("modules", _modules(slot, config, board, base)))
     found.append(_finding("device trees", _trees(image, slot, boot, board)))
     return found
 
@@ -101,19 +102,14 @@ def _slot(slot: Slot, board: Board) -> Looked:
     yield "no host key of SSH", not slot.find("etc/ssh/ssh_host_*")
 
 
-def _options(slot: Slot, wanted: Iterable[str]) -> Looked:
-    config = slot.find("boot/config-*")
-    yield from kernel.options(slot.text(config) if config else "", wanted)
-
-
-def _modules(slot: Slot, patterns: Iterable[str], board: Board, base: Base) -> Looked:
+def _modules(slot: Slot, config: str, board: Board, base: Base) -> Looked:
     """Modules that were to be kept, and those that find the slot, be they files or built in."""
-    listed, config = slot.find("usr/lib/modules/*/modules.builtin"), slot.find("boot/config-*")
-    fixed = set(re.findall(r"^CONFIG_(\w+)=y$", slot.text(config) if config else "", re.MULTILINE))
+    listed = slot.find("usr/lib/modules/*/modules.builtin")
+    fixed = set(re.findall(r"^CONFIG_(\w+)=y$", config, re.MULTILINE))
     paths = [path.split("/kernel/", 1)[1] for path in slot.sizes if "/kernel/" in path and ".ko" in path]
     paths += [line.removeprefix("kernel/") for line in slot.text(listed).split()] if listed else []
     names = {path.split("/")[-1].split(".ko")[0].replace("-", "_") for path in paths}
-    for pattern in patterns:
+    for pattern in base.kernel.modules + board.kernel.modules:
         # What cannot be a module is in no list of built-in ones: IPV6 since Linux 7
         option = pattern.split("/")[-1].rstrip("*.").replace("-", "_").upper()
         yield f"module {pattern}", option in fixed or any(fnmatch(path, pattern) for path in paths)
