@@ -15,11 +15,16 @@ PASSING = ("locked", "unable to open", "I/O", "full", "readonly", "out of memory
 
 
 @contextlib.contextmanager
-def transaction(db: sqlite3.Connection, what: str) -> Iterator[sqlite3.Connection]:
+def transaction(db: sqlite3.Connection, what: str, *, flushed: bool = True) -> Iterator[sqlite3.Connection]:
     """All or nothing on ``db``. what: the thing written, for the message.
 
+    flushed: on the disk when the block ends; else, in WAL mode, with the next commit that is, or when the system gets
+    to it: for what can be had again. It saves a flush, and the rest of the last block of each.
     Raises: EnvironmentFault for a full disk, a lock of five seconds or an I/O error; what the block raises.
     """
+    level = 0 if flushed else db.execute("PRAGMA synchronous").fetchone()[0]
+    if level:
+        db.execute("PRAGMA synchronous=NORMAL")
     try:
         db.execute("BEGIN IMMEDIATE")
         yield db
@@ -30,18 +35,9 @@ def transaction(db: sqlite3.Connection, what: str) -> Iterator[sqlite3.Connectio
         if isinstance(cause, sqlite3.OperationalError):
             raise EnvironmentFault(f"the {what} could not be written: {cause}") from cause
         raise
-
-
-@contextlib.contextmanager
-def unhurried(db: sqlite3.Connection) -> Iterator[None]:
-    """What the block commits in WAL mode is whole at once, and on the disk with the next commit outside, or by the
-    system within a minute: for what can be had again. It saves a flush, and the rest of the last block of each."""
-    before = db.execute("PRAGMA synchronous").fetchone()[0]
-    db.execute(f"PRAGMA synchronous={min(before, 1)}")  # 1: NORMAL
-    try:
-        yield
     finally:
-        db.execute(f"PRAGMA synchronous={before}")
+        if level:
+            db.execute(f"PRAGMA synchronous={level}")
 
 
 def connect(path: Path, pragmas: Sequence[str], hint: str, *, shared: bool = False) -> sqlite3.Connection:

@@ -145,8 +145,8 @@ class DeviceStore:
         """Give the connection back."""
         self._db.close()
 
-    def _transaction(self) -> AbstractContextManager[sqlite3.Connection]:
-        return transaction(self._db, "state")
+    def _transaction(self, *, flushed: bool = True) -> AbstractContextManager[sqlite3.Connection]:
+        return transaction(self._db, "state", flushed=flushed)
 
     def write(self) -> AbstractContextManager[sqlite3.Connection]:
         """A transaction for the modules beside this one: on the disk when it ends, or nothing has changed."""
@@ -279,7 +279,7 @@ class DeviceStore:
         restored: nor does its number, since the gateway went on from a backup; the board's model is chosen again.
         Lost with the power, it is fetched again.
         """
-        with database.unhurried(self._db), self._transaction() as db:
+        with self._transaction(flushed=False) as db:
             if anew:
                 _drop_residual(db)
             if restored:
@@ -308,7 +308,7 @@ class DeviceStore:
 
         Lost with the power, it is had again: the update is owed still, and the gateway calls it a duplicate.
         """
-        with database.unhurried(self._db), self._transaction() as db:
+        with self._transaction(flushed=False) as db:
             owed = self.row(f"SELECT number, {_OWED}")
             if residual is not None and owed and _inflated(*owed[2:]) == (residual, steps):
                 put_fact(db, "residual", owed[1])  # all stays where it was written; the next journal clears up
@@ -334,7 +334,7 @@ class DeviceStore:
 
     def put_kept(self, kept: Kept) -> None:
         """Remember the choice; the caller then switches the file. Lost with the power, it is made again."""
-        with database.unhurried(self._db), self._transaction() as db:
+        with self._transaction(flushed=False) as db:
             put_choice(db, kept)
             drop_unused(db)
 
