@@ -109,7 +109,7 @@ def test_what_is_no_recording_is_named(tmp_path: Path) -> None:
         clips(Path("/dev/zero"))
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_damaged_recording_is_read_or_refused(tmp_path: Path, data: st.DataObject) -> None:
     raw = bytearray(write_wav(tmp_path / "b.wav", tone(0.05, 8000), 8000).read_bytes())

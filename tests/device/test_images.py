@@ -138,7 +138,7 @@ def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
             codes(path.parent)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(kind=st.sampled_from(["PNG", "JPEG", "BMP", "WEBP"]), data=st.data())
 def test_a_damaged_picture_is_read_or_refused(tmp_path: Path, kind: str, data: st.DataObject) -> None:
     whole = io.BytesIO()

@@ -92,7 +92,7 @@ def test_what_is_wrong_is_named_with_its_row(tmp_path: Path, lines: list[str], s
         read(table(tmp_path, *lines), shape=(2,))
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_a_damaged_table_is_read_or_refused(tmp_path: Path, data: st.DataObject) -> None:
     raw = bytearray(table(tmp_path, *rows("0000111122")).read_bytes())

@@ -38,7 +38,7 @@ def held(of: Uploads) -> set[int]:
     return {unit for unit in range(8 * len(bitmap)) if bitmap[unit // 8] >> unit % 8 & 1}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(
         st.one_of(

@@ -46,7 +46,7 @@ HEADS = [("bench/head_224-16-4", 2), ("zoo/no_bias", 1), ("zoo/hidden_relu6", 2)
 
 
 @given(parts=st.lists(st.integers(0, 5), min_size=60, max_size=60), head=st.sampled_from(HEADS))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_any_spread_of_samples_over_devices_gives_the_bits_of_all_in_one_place(
     parts: list[int], head: tuple[str, int]
 ) -> None:

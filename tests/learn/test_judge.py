@@ -18,7 +18,7 @@ from tests.learn.test_train import a_task
 from tests.learn.tiny import classifier
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(10, 3000), st.integers(1, 12), st.integers(0, 99))
 def test_held_out_parts_have_their_size_and_every_class_its_share(n: int, classes: int, seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -220,7 +220,7 @@ def test_numbers_that_are_not_finite_are_refused() -> None:
             requantise(spec, params, None)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.floats(1e-12, 1e12),
     st.floats(0, 1e12),

@@ -64,14 +64,14 @@ def test_a_file_cut_off_anywhere_is_refused() -> None:
             read_model(WAND[:end])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=400))
 def test_noise_behind_the_mark_is_refused(noise: bytes) -> None:
     with pytest.raises(ModelError):
         read_model(b"\x10\0\0\0TFL3" + noise)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(
     st.sampled_from([WAND, classifier(("dense relu", "dense"), (12, 7, 4)), classifier(tail="uint8")]),
     st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.binary(min_size=1, max_size=8)), min_size=1, max_size=6),

@@ -295,7 +295,7 @@ def test_noise_is_no_hello_and_splits_without_error(noise: bytes) -> None:
     assert len(hello_random(noise)) in (0, 32)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.data())
 def test_damaged_hellos_leave_nothing_and_do_no_harm(data: st.DataObject) -> None:
     server, device = table(limits=Limits(handshakes_per_s=1000)), client()

@@ -135,7 +135,6 @@ def run_examples(root: tuple[Path, list[bytes]], count: int) -> None:
     chosen = settings(
         max_examples=count,
         stateful_step_count=25,
-        deadline=None,
         suppress_health_check=list(HealthCheck),
         phases=[Phase.explicit, Phase.reuse, Phase.generate],
     )

@@ -43,7 +43,7 @@ def outcome(data: bytes, rule: Rule = Rule.TFLITE) -> str:
         return "run"
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 @given(
     st.sampled_from(REAL + DRAWN),
     st.lists(

@@ -35,7 +35,7 @@ def by_the_rule(total: int, scale: float, *, away: bool) -> int:
     return (high >> right) + ((high & mask) > (mask >> 1) + (high < 0))
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(SUMS, MULTIPLIERS, st.booleans())
 @example(3, 0.5, True)
 @example(-3, 0.5, True)
@@ -44,7 +44,7 @@ def test_a_product_in_integers_is_the_rules(total: int, scale: float, away: bool
     assert int(fixed_product(np.array([total]), scale, away=away)[0]) == by_the_rule(total, scale, away=away)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(
     st.lists(st.tuples(MULTIPLIERS, st.integers(-(2**20), 2**20)), min_size=1, max_size=6),
     st.lists(SUMS, min_size=12, max_size=12),
@@ -77,7 +77,7 @@ def test_a_scaler_gives_the_codes_that_integers_give(
             assert code == min(max(right, target.low), target.high)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(SUMS, min_size=4, max_size=4), st.floats(2.0**-30, 100), st.integers(-128, 127))
 def test_the_floating_point_rule_is_one_float32_product_rounded_half_to_even(
     totals: list[int], scale: float, zero: int
