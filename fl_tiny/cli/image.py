@@ -47,10 +47,13 @@ def _made(p: argparse.ArgumentParser) -> None:
         "--release", type=dotted, metavar="N.N", help="by which boards tell older bundles (default: version.time)"
     )
     p.add_argument("--work", type=Path, metavar="DIR3", help="what is kept for the next build (default: build/image)")
-    what = "keep versions and digests of Debian's packages; without it a build is held to those that are kept"
     locks = p.add_mutually_exclusive_group()
+    what = (
+        "keep versions and digests of Debian's packages in image/lock; without it a build says what differs from them"
+    )
     locks.add_argument("--update-lock", action="store_true", help=what)
-    locks.add_argument("--no-lock", action="store_true", help="take what the mirror has now, whatever was kept")
+    what = "take the packages of a lock and no others (default: the one in image/lock)"
+    locks.add_argument("--locked", type=Path, nargs="?", const=Path(), metavar="F", help=what)
 
 
 def _recipes(parser: argparse.ArgumentParser) -> None:
@@ -130,8 +133,9 @@ def _settled(args: argparse.Namespace) -> tuple[Any, Any]:
     top = recipes.resolve().parent
     packages, work = args.packages or top / "dist/deb", args.work or top / "build/image"
     epoch = _epoch(top)
-    lock = None if args.no_lock else recipes / "lock" / f"{args.board}.toml"
-    places = Places(recipes, packages, work.resolve(), epoch, lock, args.update_lock, progress)
+    kept = recipes / "lock" / f"{args.board}.toml"
+    lock = args.locked if args.locked not in (None, Path()) else kept
+    places = Places(recipes, packages, work.resolve(), epoch, progress, lock, args.update_lock, args.locked is not None)
     return _steps(args, args.release or f"{__version__}.{epoch}"), places
 
 

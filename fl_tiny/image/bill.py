@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fl_tiny.errors import ConfigError, EnvironmentFault
+from fl_tiny.errors import ConfigError
 from fl_tiny.files import write_atomic
 
 if sys.version_info >= (3, 11):
@@ -96,17 +96,15 @@ def write_lock(path: Path, packages: Iterable[Package]) -> None:
     write_atomic(path, ("\n".join(lines) + "\n").encode())
 
 
-def hold_to(path: Path, packages: Iterable[Package]) -> None:
-    """Raises: EnvironmentFault that names the packages that are not those of the lock; ConfigError for a bad lock."""
+def differences(path: Path, packages: Iterable[Package]) -> str:
+    """The packages that are not those of a lock, in words; empty: all are. Raises: ConfigError for a bad lock."""
     try:
         locked = tomllib.loads(path.read_text())["packages"]
     except (OSError, KeyError, UnicodeDecodeError, tomllib.TOMLDecodeError) as cause:
         raise ConfigError(f"{path} is no lock: {cause}", hint="--update-lock writes it anew") from cause
     odd = list(_odd(locked, {p.name: f"{p.version} {p.sha256}" for p in packages}))
-    if odd:
-        more = f"; and {len(odd) - SHOWN} more" if len(odd) > SHOWN else ""
-        what = f"the mirror no longer has what {path} wants: {'; '.join(odd[:SHOWN])}{more}"
-        raise EnvironmentFault(what, hint="take a mirror that has them, or --update-lock")
+    more = f"; and {len(odd) - SHOWN} more" if len(odd) > SHOWN else ""
+    return "; ".join(odd[:SHOWN]) + more
 
 
 def _odd(locked: dict[str, str], found: dict[str, str]) -> Iterator[str]:
@@ -115,7 +113,7 @@ def _odd(locked: dict[str, str], found: dict[str, str]) -> Iterator[str]:
         if wanted != there:
             versions = [text.split(" ")[0] if text else "none" for text in (wanted, there)]
             digest = " with another digest" if versions[0] == versions[1] else ""
-            yield f"{name} {versions[0]}, it has {versions[1]}{digest}"
+            yield f"{name} {versions[0]}, now {versions[1]}{digest}"
 
 
 def _id(package: Package) -> str:

@@ -24,23 +24,26 @@ LEFT_OUT = ("/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*", "/us
 BINFMT = Path("/proc/sys/fs/binfmt_misc")
 BINFMT_LINE = Path("/usr/lib/binfmt.d/qemu-aarch64.conf")
 NEEDS = (
-    "mmdebstrap", "qemu-aarch64-static", "tar", "unshare", "mksquashfs", "unsquashfs", "mkfs.vfat", "mcopy", "mke2fs",
-    "grub-mkimage", "dpkg-deb", "genimage", "bmaptool", "xz",
+    "mmdebstrap", "arch-test", "qemu-aarch64-static", "tar", "unshare", "mksquashfs", "unsquashfs", "mkfs.vfat",
+    "mcopy", "mke2fs", "grub-mkimage", "dpkg-deb", "genimage", "bmaptool", "xz",
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where things are: recipes, our packages, work that is kept; the commit's time; the lock; how
-    progress is told."""
+    """Where things are: recipes, our packages, work that is kept; the commit's time; how progress is told.
+
+    lock: versions and digests of Debian's packages.   update_lock: write them there; locked: take no others.
+    """
 
     recipes: Path
     packages: Path
     work: Path
     epoch: int
-    lock: Path | None
-    update_lock: bool
     say: Callable[[str], None]
+    lock: Path
+    update_lock: bool = False
+    locked: bool = False
 
 
 def build(steps: tuple[plan.Step, ...], places: Places, out: Path) -> dict[str, Path]:
@@ -73,11 +76,24 @@ def make_release(steps: tuple[plan.Step, ...], places: Places) -> tuple[Path, li
     if not slot_step.kernel:
         kernel.demand(kernel.of_root(root / "root.tar"), slot_step)
     packages = bill.known(root / "fetched/installed.txt", root / "fetched/fetched.txt")
-    if places.lock is not None and places.update_lock:
-        bill.write_lock(places.lock, packages)
-    elif places.lock is not None and places.lock.exists():
-        bill.hold_to(places.lock, packages)
+    mind_lock(packages, places)
     return root, packages, make_slot(slot_step, root, places)
+
+
+def mind_lock(packages: list[bill.Package], places: Places) -> None:
+    """Debian drops a package for its newer version: that is said, and refused only where it was asked for.
+
+    Raises: EnvironmentFault that names what the mirror has instead; ConfigError for a bad lock, or none.
+    """
+    if places.update_lock:
+        bill.write_lock(places.lock, packages)
+    elif places.locked or places.lock.exists():
+        odd = bill.differences(places.lock, packages)
+        if odd and places.locked:
+            what = f"the mirror has other packages than {places.lock}: {odd}"
+            raise EnvironmentFault(what, hint="take a mirror that has those, or build without --locked")
+        if odd:
+            places.say(f"lock: not those of {places.lock.name}, which lists what was tested: {odd}")
 
 
 def foreign(say: Callable[[str], None]) -> None:
@@ -318,7 +334,7 @@ def os_list(title: str, image: Path, packed: Path) -> str:
 
 
 def make_bill(step: plan.Papers, packages: list[bill.Package], slot: Path, out: Path, epoch: int) -> dict[str, Path]:
-    """What the image is made of, as SPDX, and its licences as text."""
+    """What the image is made of: as SPDX, its licences as text, and a lock that another build can be held to."""
     every = sorted([*packages, *bill.ours(slot / "packages.tsv", packages)], key=lambda each: each.name)
     with tempfile.TemporaryDirectory() as folder:
         tools.run("unsquashfs", "-f", "-q", "-n", "-d", folder, slot / "slot.squashfs", "usr/share/doc")
@@ -327,7 +343,9 @@ def make_bill(step: plan.Papers, packages: list[bill.Package], slot: Path, out: 
     spdx, text = out / f"{step.stem}.spdx.json", out / f"{step.stem}.licences.txt"
     spdx.write_text(bill.as_spdx(step.stem, made, every, licences))
     text.write_text(bill.as_text(every, licences))
-    return {"sbom": spdx, "licences": text}
+    lock = out / f"{step.stem}.lock.toml"
+    bill.write_lock(lock, packages)
+    return {"sbom": spdx, "licences": text, "lock": lock}
 
 
 def fill(path: Path, words: dict[str, str]) -> None:

@@ -14,6 +14,7 @@ from typing import IO
 from fl_tiny.errors import EnvironmentFault
 
 PACKAGES = {
+    "arch-test": "arch-test",
     "bmaptool": "bmap-tools",
     "dpkg-deb": "dpkg",
     "fdtget": "device-tree-compiler",

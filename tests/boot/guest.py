@@ -50,7 +50,6 @@ def build(board: str, out: Path, *options: object) -> dict[str, Any]:
         out,
         "--packages",
         ROOT / "build/debs",
-        "--no-lock",
         *options,
         "--json",
     ]

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fl_tiny.errors import ConfigError, EnvironmentFault
-from fl_tiny.image import bill
+from fl_tiny.image import bill, build
 
 APT = """Package: zlib1g
 Source: zlib
@@ -43,24 +44,37 @@ def test_packages_are_read_as_apt_tells_of_them(packages: list[bill.Package]) ->
 def test_a_mirror_that_moved_on_is_named_package_by_package(tmp_path: Path, packages: list[bill.Package]) -> None:
     lock = tmp_path / "lock" / "board.toml"
     bill.write_lock(lock, packages)
-    bill.hold_to(lock, packages)
+    assert bill.differences(lock, packages) == ""
     newer = [
         bill.Package("zlib1g", "1:1.3", "arm64", sha256="cc33"),
         bill.Package("adduser", "3.134", "all", sha256="x"),
     ]
-    with pytest.raises(EnvironmentFault) as caught:
-        bill.hold_to(lock, newer)
-    said = str(caught.value)
-    assert "zlib1g 1:1.2.13.dfsg-1, it has 1:1.3" in said and "--update-lock" in said
-    assert "adduser 3.134, it has 3.134 with another digest" in said
-    with pytest.raises(EnvironmentFault, match=r"zlib1g 1:1\.2\.13\.dfsg-1, it has none"):
-        bill.hold_to(lock, packages[:1])
+    said = bill.differences(lock, newer)
+    assert said == "adduser 3.134, now 3.134 with another digest; zlib1g 1:1.2.13.dfsg-1, now 1:1.3"
+    assert bill.differences(lock, packages[:1]) == "zlib1g 1:1.2.13.dfsg-1, now none"
+
+
+def test_other_packages_than_the_locked_ones_are_said_and_refused_where_asked(
+    tmp_path: Path, packages: list[bill.Package]
+) -> None:
+    said: list[str] = []
+    places = build.Places(tmp_path, tmp_path, tmp_path, 0, said.append, tmp_path / "board.toml")
+    build.mind_lock(packages, places)  # no lock yet
+    with pytest.raises(ConfigError, match="--update-lock"):
+        build.mind_lock(packages, replace(places, locked=True))
+    build.mind_lock(packages, replace(places, update_lock=True))
+    build.mind_lock(packages, replace(places, locked=True))
+    assert said == []
+    build.mind_lock(packages[1:], places)
+    assert "adduser 3.134, now none" in said[0]
+    with pytest.raises(EnvironmentFault, match=r"adduser 3\.134, now none.*without --locked"):
+        build.mind_lock(packages[1:], replace(places, locked=True))
 
 
 def test_a_file_that_is_no_lock_is_a_fault_of_the_operator(tmp_path: Path) -> None:
     (tmp_path / "lock").write_text("[else]\n")
     with pytest.raises(ConfigError, match="--update-lock"):
-        bill.hold_to(tmp_path / "lock", [])
+        bill.differences(tmp_path / "lock", [])
 
 
 def test_the_bill_names_each_package_with_its_digest_and_its_licences(

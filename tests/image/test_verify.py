@@ -69,7 +69,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("image")
     steps = plan.plan(BOARD, BASE, plan.Release("1", "1"))
     _, _, boot, data, table, _ = steps
-    places = build.Places(RECIPES, folder, folder / "work", 1_700_000_000, None, False, lambda said: None)
+    places = build.Places(RECIPES, folder, folder / "work", 1_700_000_000, lambda said: None, folder / "lock")
     tree = folder / "fat"
     put(tree, {"EFI/BOOT/BOOTAA64.EFI": EFI, **{target: TREE for _, target in boot.from_slot}})
     for _, target in boot.files:
