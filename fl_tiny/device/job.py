@@ -38,7 +38,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A client update, or its sums, not signed yet. samples: trained on, or summed.   residual: int16, step / 256
+    """A client update, or its sums, not signed yet. samples: trained on, or summed.   residual: int16, step / 16
     (protocol/update.py).   residual, ranges: absent for sums."""
 
     KIND: ClassVar[int] = 101

@@ -6,7 +6,8 @@ What is long is written once and stays in place; what changes in a round are num
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
+HINT = "move DIR away and enrol anew; the gateway's operator then revokes the old identity"  # of a damaged file
 CHOICE = "chosen_at, kind, fitted, digest, start, previous, fleet, personal, patch"  # columns that kept and slot share
 _CHOICE = """chosen_at INT NOT NULL, kind TEXT NOT NULL, fitted INT NOT NULL, digest BLOB NOT NULL,
   start INT NOT NULL, previous REAL, fleet REAL, personal REAL"""
@@ -41,11 +42,15 @@ ALTER TABLE residual ADD COLUMN size INT;
 # residual.planes: 1 since version 6, with all its lower bytes first, and the codes of its journal deflated; a patch may
 # need the body of the head that the choice began with from then on.
 _PLANES = "ALTER TABLE residual ADD COLUMN planes INT;"
-SCHEMA = _FACTS + _STATE + _DERIVED + _PLANES
+# head.near: the head whose whole body this one's is stored as a difference to (device/packing.py); none: it is whole
+# itself. residual.planes: 2 since version 7, which counts in 1/16 of a step.
+_NEAR = "ALTER TABLE head ADD COLUMN near INT;"
+SCHEMA = _FACTS + _STATE + _DERIVED + _PLANES + _NEAR
 
 UNUSED = (  # of what is stored once and named by others
-    "DELETE FROM head WHERE id NOT IN (SELECT value FROM meta WHERE key='head' UNION SELECT start FROM kept"
-    " UNION SELECT head FROM slot UNION SELECT start FROM slot)",
+    "WITH used(id) AS (SELECT value FROM meta WHERE key='head' UNION SELECT start FROM kept"
+    " UNION SELECT head FROM slot UNION SELECT start FROM slot) DELETE FROM head WHERE id NOT IN used"
+    " AND id NOT IN (SELECT near FROM head JOIN used USING(id) WHERE near IS NOT NULL)",
     "DELETE FROM patch WHERE id NOT IN (SELECT patch FROM kept WHERE patch IS NOT NULL"
     " UNION SELECT patch FROM slot WHERE patch IS NOT NULL)",
 )
@@ -83,4 +88,5 @@ MIGRATIONS = {  # from a version to the next
     + "".join(f"DROP TABLE {name}_3;" for name in _TABLES_3),
     4: _DERIVED,
     5: _PLANES,
+    6: _NEAR,
 }

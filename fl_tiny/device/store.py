@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import struct
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -19,7 +18,8 @@ from typing import Any, NamedTuple
 
 from fl_tiny import database
 from fl_tiny.database import transaction
-from fl_tiny.device.schema import CHOICE, MIGRATIONS, SCHEMA, SCHEMA_VERSION, UNUSED
+from fl_tiny.device import packing
+from fl_tiny.device.schema import CHOICE, HINT, MIGRATIONS, SCHEMA, SCHEMA_VERSION, UNUSED
 from fl_tiny.errors import ConfigError, DataError, MalformedMessage
 from fl_tiny.protocol import signed, wire
 
@@ -31,8 +31,9 @@ PRAGMAS = (
     "trusted_schema=OFF",
     "cache_size=-256",  # KiB: an idle device's memory counts more than a page read twice
 )
-HINT = "move DIR away and enrol anew; the gateway's operator then revokes the old identity"
-_UPDATE_LIMIT = 2 * wire.MAX_CODES  # bytes of codes, or of their residual
+HEAD = (  # its columns, as _head takes them; the body that a difference is to stands beside it
+    "head.version, head.signed, head.body, whole.body FROM head LEFT JOIN head AS whole ON whole.id=head.near"
+)
 HELD_EVERY = 5  # one sample in five of a class is held out, for good
 
 
@@ -263,8 +264,7 @@ class DeviceStore:
 
     def head(self) -> HeldHead:
         """The head held. There is one from enrolment on."""
-        query = "SELECT version, signed, body FROM head WHERE id=(SELECT value FROM meta WHERE key='head')"
-        return HeldHead(*self._found(query))
+        return _head(self._found(f"SELECT {HEAD} WHERE head.id=(SELECT value FROM meta WHERE key='head')"))  # noqa: S608 - ours
 
     def _found(self, query: str) -> Any:
         """What is there in every whole file. One query: a process beside us may write between two."""
@@ -294,13 +294,18 @@ class DeviceStore:
         if row is None:
             return None
         number, message, codes, _, *left = row
-        return Journal(number, message, _unpacked(codes) if left[-1] else codes, *_inflated(*left))
+        return Journal(number, message, packing.codes_of(codes) if left[-1] else codes, *_residual(*left))
 
     def put_journal(self, owed: Journal) -> None:
         """Keep a trained update until the gateway's receipt."""
         with self._transaction() as db:
             db.execute(f"DELETE FROM residual WHERE id IS NOT {_CARRIED}")  # noqa: S608 - ours
-            row = (owed.number, owed.signed, zlib.compress(owed.codes), _add_residual(db, owed.residual, owed.steps))
+            row = (
+                owed.number,
+                owed.signed,
+                packing.packed_codes(owed.codes),
+                _add_residual(db, owed.residual, owed.steps),
+            )
             db.execute("INSERT OR REPLACE INTO journal VALUES(1,?,?,?,?)", row)
 
     def settle(self, residual: bytes | None, steps: bytes, *, counted: bool) -> None:
@@ -310,7 +315,7 @@ class DeviceStore:
         """
         with self._transaction(flushed=False) as db:
             owed = self.row(f"SELECT number, {_OWED}")
-            if residual is not None and owed and _inflated(*owed[2:]) == (residual, steps):
+            if residual is not None and owed and _residual(*owed[2:]) == (residual, steps):
                 put_fact(db, "residual", owed[1])  # all stays where it was written; the next journal clears up
             else:
                 drop_update(db)
@@ -323,14 +328,14 @@ class DeviceStore:
     def residual(self) -> tuple[bytes, bytes] | None:
         """(residual, steps it is in), to be added to the next update."""
         row = self.row(f"SELECT {_RESIDUAL} FROM residual WHERE id={_CARRIED}")  # noqa: S608 - ours
-        return _inflated(*row) if row else None
+        return _residual(*row) if row else None
 
     def kept(self) -> Kept:
         """The choice made last. There is one from enrolment on."""
         patch = "(SELECT runs FROM patch WHERE id=kept.patch)"
-        query = f"SELECT {CHOICE}, {patch}, version, signed, body FROM kept JOIN head ON id=start"  # noqa: S608 - ours
+        query = f"SELECT {CHOICE}, {patch}, {HEAD} JOIN kept ON head.id=start"
         chosen_at, kind, fitted, digest, _, previous, fleet, personal, _, runs, *start = self._found(query)
-        return Kept(chosen_at, kind, bool(fitted), digest, HeldHead(*start), previous, fleet, personal, runs)
+        return Kept(chosen_at, kind, bool(fitted), digest, _head(start), previous, fleet, personal, runs)
 
     def put_kept(self, kept: Kept) -> None:
         """Remember the choice; the caller then switches the file. Lost with the power, it is made again."""
@@ -341,13 +346,22 @@ class DeviceStore:
 
 def add_head(db: sqlite3.Connection, head: HeldHead) -> int:
     """Where a head is in the database, within a transaction; put there when it is not. Two that use it share it."""
-    row = (head.version, head.signed, head.body)
-    found = db.execute("SELECT id FROM head WHERE version=? AND signed=? AND body=?", row).fetchone()
-    place: int | None = found[0] if found else None
-    if place is None:
-        place = db.execute("INSERT INTO head(version, signed, body) VALUES(?,?,?)", row).lastrowid
-    assert place is not None
-    return place
+    query = f"SELECT head.id, {HEAD} WHERE head.version=? AND head.signed=?"
+    for place, *found in db.execute(query, (head.version, head.signed)):
+        if _head(found) == head:
+            return int(place)
+    last = db.execute("SELECT id, body FROM head WHERE near IS NULL ORDER BY id DESC LIMIT 1").fetchone()
+    difference = packing.body_difference(head.body, last[1]) if last else None
+    row = (head.version, head.signed, *((head.body, None) if difference is None else (difference, last[0])))
+    made = db.execute("INSERT INTO head(version, signed, body, near) VALUES(?,?,?,?)", row).lastrowid
+    assert made is not None
+    return made
+
+
+def _head(row: Sequence[Any]) -> HeldHead:
+    """Of the columns ``HEAD``."""
+    version, message, body, near = row
+    return HeldHead(version, message, body if near is None else packing.body_of(body, near))
 
 
 def put_choice(db: sqlite3.Connection, kept: Kept) -> None:
@@ -369,37 +383,19 @@ def _add_patch(db: sqlite3.Connection, runs: bytes) -> int | None:
     return found[0] if found else db.execute("INSERT INTO patch(runs) VALUES(?)", (runs,)).lastrowid
 
 
-_RESIDUAL = "residual, steps, size, planes"  # what _inflated takes
+_RESIDUAL = "residual, steps, size, planes"  # what _residual takes
 _CARRIED = "(SELECT value FROM meta WHERE key='residual')"
 # rest and the residual of the update that is owed: a settled one stays in place, its residual the one carried
 _OWED = f"rest, {_RESIDUAL} FROM journal JOIN residual ON id=rest WHERE rest IS NOT {_CARRIED}"
 
 
 def _add_residual(db: sqlite3.Connection, residual: bytes, steps: bytes) -> int | None:
-    """Deflated, all lower bytes of its int16 first: the upper ones say little beyond the sign."""
-    row = (zlib.compress(residual[::2] + residual[1::2]), steps, len(residual))
-    return db.execute("INSERT INTO residual(residual, steps, size, planes) VALUES(?,?,?,1)", row).lastrowid
+    row = (packing.packed_residual(residual), steps, len(residual), packing.FOLDED)
+    return db.execute("INSERT INTO residual(residual, steps, size, planes) VALUES(?,?,?,?)", row).lastrowid
 
 
-def _inflated(stored: bytes, steps: bytes, size: int | None, planes: int | None) -> tuple[bytes, bytes]:
-    """(residual, steps). size: None for one that was stored as it is.   planes: None for one in the order of int16.
-
-    Raises: DataError.
-    """
-    if size is None:
-        return stored, steps
-    residual = bytearray(_unpacked(stored))
-    if planes:
-        half = (len(residual) + 1) // 2
-        residual[::2], residual[1::2] = residual[:half], residual[half:]
-    return bytes(residual), steps
-
-
-def _unpacked(stored: bytes) -> bytes:
-    try:
-        return zlib.decompressobj().decompress(stored, _UPDATE_LIMIT)
-    except zlib.error as cause:
-        raise DataError(f"the device's state is damaged: an update: {cause}", hint=HINT) from cause
+def _residual(stored: bytes, steps: bytes, size: int | None, form: int | None) -> tuple[bytes, bytes]:
+    return packing.residual_of(stored, size, form), steps
 
 
 def put_fact(db: sqlite3.Connection, key: str, value: object) -> None:

@@ -18,14 +18,13 @@ from numpy.typing import NDArray
 from fl_tiny.errors import MalformedMessage
 from fl_tiny.protocol.codes import INT4_MAX, INT4_STEPS, named, packed
 from fl_tiny.protocol.delta import COARSEST
+from fl_tiny.protocol.residual import FRACTION
 from fl_tiny.protocol.wire import Encoding
 
 Parameters = list[NDArray[np.float32]]
 Shapes = Sequence[tuple[int, ...]]
 
 MAX_CODE = 127  # -128 is malformed: the range is symmetric, so that a sum has no drift
-FRACTION_BITS = 8
-FRACTION = 1 << FRACTION_BITS  # a residual is kept in 1/256 of a step
 FLOAT16_MAX = 65504.0
 LEAST_SCALE = 1e-12
 ROOM = 1.25  # a scale made for deltas reaches so far beyond the largest weight
@@ -43,7 +42,7 @@ class HeadBody:
 
 @dataclass(frozen=True, slots=True)
 class Codes:
-    """One device's change. codes: as they travel.   residual: int16, what was not sent, in step / 256."""
+    """One device's change. codes: as they travel.   residual: int16, what was not sent, in step / 16."""
 
     codes: bytes
     residual: bytes
@@ -151,7 +150,7 @@ def encode_change(
     change: (parameters,), real units, the last residual already added.   steps: (parameters,), > 0.
     kept: how many parameters top-k names.
 
-    With q the codes in steps of int8, q * 256 + residual = change / step * 256 to the nearest integer, exactly,
+    With q the codes in steps of int8, q * 16 + residual = change / step * 16 to the nearest integer, exactly,
     unless a change is beyond what both can hold: 254 steps, 239 with int4, 127 where top-k does not name it.
     """
     unit = INT4_STEPS if encoding == Encoding.INT4 else 1

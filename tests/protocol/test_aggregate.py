@@ -34,7 +34,7 @@ def test_codes_and_residual_are_the_whole_change(change: np.ndarray, step: float
     q = np.frombuffer(codes.codes, np.int8).astype(np.float64)
     left = update.decode_residual(codes.residual, steps)
     inside = np.abs(change) < 254 * step
-    assert np.abs(q * step + left - change)[inside].max(initial=0.0) <= step / 256
+    assert np.abs(q * step + left - change)[inside].max(initial=0.0) <= step / 16
     assert np.abs(q).max() <= 127
 
 
@@ -59,7 +59,7 @@ def test_error_feedback_delivers_a_change_smaller_than_a_step() -> None:
 @given(CODES, hnp.arrays(np.int16, COUNT, elements=st.integers(-255, 255)))
 def test_a_round_that_did_not_count_keeps_the_whole_change(codes: np.ndarray, left: np.ndarray) -> None:
     whole = np.frombuffer(undelivered(codes.tobytes(), left.astype("<i2").tobytes()), "<i2")
-    assert (whole == np.clip(codes.astype(np.int32) * 256 + left, -32768, 32767)).all()
+    assert (whole == np.clip(codes.astype(np.int32) * 16 + left, -32768, 32767)).all()
 
 
 @settings(max_examples=50)

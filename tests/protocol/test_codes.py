@@ -31,28 +31,28 @@ def sent(encoding: int, change: np.ndarray, seed: int = 1) -> tuple[update.Codes
 def test_what_is_sent_and_what_is_left_are_the_change(encoding: int, change: np.ndarray, seed: int) -> None:
     made, q = sent(encoding, change, seed)
     left = np.frombuffer(made.residual, "<i2").astype(np.int64)
-    assert (q * 256 + left == np.rint(change * 256)).all()
+    assert (q * 16 + left == np.rint(change * 16)).all()
     whole = np.frombuffer(undelivered(made.codes, made.residual, encoding), "<i2")
-    assert (whole == np.rint(change * 256)).all()  # a round that did not count keeps all of it
+    assert (whole == np.rint(change * 16)).all()  # a round that did not count keeps all of it
 
 
 @pytest.mark.parametrize("encoding", Encoding)
 def test_a_hundred_rounds_with_losses_deliver_what_was_trained(encoding: int) -> None:
-    """failures.md row 93: residual + delivered = trained, exactly, in 1/256 of a step."""
+    """failures.md row 93: residual + delivered = trained, exactly, in 1/16 of a step."""
     rng = np.random.default_rng(5)
     trained, delivered, left = np.zeros(COUNT, np.int64), np.zeros(COUNT, np.int64), np.zeros(COUNT, np.int64)
     for number in range(100):
-        change = np.rint(rng.normal(scale=0.6, size=COUNT) * 256).astype(np.int64)
+        change = np.rint(rng.normal(scale=0.6, size=COUNT) * 16).astype(np.int64)
         trained += change
-        made, q = sent(encoding, (change + left) / 256, number)
+        made, q = sent(encoding, (change + left) / 16, number)
         raw = made.residual
         if rng.random() < 0.3:  # the round was closed before it came
             raw = undelivered(made.codes, made.residual, encoding)
         else:
-            delivered += q * 256
+            delivered += q * 16
         left = np.frombuffer(raw, "<i2").astype(np.int64)
         assert (delivered + left == trained).all()
-    assert np.abs(left).max() < 120 * 256, "nothing was clipped on the way"
+    assert np.abs(left).max() < 120 * 16, "nothing was clipped on the way"
 
 
 def test_each_encoding_is_as_small_as_it_says() -> None:
