@@ -20,10 +20,14 @@ def add(parent: Any) -> None:
     _board(p)
     p = command(sub, "build", build, "fl-tiny image build qemu-arm64 --out images")
     _board(p)
+    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="where it goes")
     _made(p)
-    p = command(sub, "bundle", bundle, "fl-tiny image bundle qemu-arm64 --keys keys --out images")
+    p = command(sub, "bundle", bundle, "fl-tiny image bundle qemu-arm64")
     _board(p)
-    p.add_argument("--keys", type=Path, required=True, metavar="KEYS", help="the fleet's, made by scripts/update-keys")
+    p.add_argument(
+        "--keys", type=Path, metavar="KEYS", help="the fleet's, of scripts/update-keys (default: update-keys)"
+    )
+    p.add_argument("--out", type=Path, metavar="DIR", help="where it goes (default: dist/images)")
     _made(p)
     p = command(sub, "provision", provision, "fl-tiny image provision board.img --config fl-tiny.toml")
     p.add_argument("image", type=Path, metavar="IMG", help="an image that is not compressed; it is changed")
@@ -31,17 +35,16 @@ def add(parent: Any) -> None:
     p.add_argument(
         "--batch", type=Path, metavar="DIR2", help="instead: an image for each code of gateway pair --out DIR2"
     )
-    p.add_argument("--out", type=Path, metavar="DIR3", help="where those images go")
-    p = command(sub, "verify", verify, "fl-tiny image verify board.img --board rpi-4")
+    p.add_argument("--out", type=Path, metavar="DIR3", help="where those images go (default: beside IMG)")
+    p = command(sub, "verify", verify, "fl-tiny image verify board.img")
     p.add_argument("image", type=Path, metavar="IMG", help="an image that is not compressed")
-    p.add_argument("--board", required=True, metavar="BOARD", help="the board that it is for")
+    p.add_argument("--board", metavar="BOARD", help="the board that it must be for (default: the one it says)")
     p.add_argument("--record", type=Path, metavar="F", help="keep what was found, with the image's digest and sizes")
     _recipes(p)
 
 
 def _made(p: argparse.ArgumentParser) -> None:
     """What making anything for a board takes."""
-    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="where it goes")
     p.add_argument("--packages", type=Path, metavar="DIR2", help="fl-tiny's own packages (default: dist/deb)")
     p.add_argument(
         "--release", type=dotted, metavar="N.N", help="by which boards tell older bundles (default: version.time)"
@@ -118,8 +121,10 @@ def bundle(args: argparse.Namespace) -> None:
     """Make a bundle of a release, signed by the fleet's keys: what `device update` and `gateway bundle add` take."""
     from fl_tiny.image import bundle
 
-    args.ca = args.ca or args.keys / bundle.CA
-    made = bundle.bundle(*_settled(args), args.keys, args.out)
+    top = _top(args)
+    keys, out = args.keys or top / "update-keys", args.out or top / "dist/images"
+    args.ca = args.ca or keys / bundle.CA
+    made = bundle.bundle(*_settled(args), keys, out)
     show(args, {"bundle": str(made)}, str(made))
 
 
@@ -129,14 +134,20 @@ def _settled(args: argparse.Namespace) -> tuple[Any, Any]:
     from fl_tiny.image.boards import find_recipes
     from fl_tiny.image.build import Places
 
-    recipes = find_recipes(args.recipes)
-    top = recipes.resolve().parent
+    recipes, top = find_recipes(args.recipes), _top(args)
     packages, work = args.packages or top / "dist/deb", args.work or top / "build/image"
     epoch = _epoch(top)
     kept = recipes / "lock" / f"{args.board}.toml"
     lock = args.locked if args.locked not in (None, Path()) else kept
     places = Places(recipes, packages, work.resolve(), epoch, progress, lock, args.update_lock, args.locked is not None)
     return _steps(args, args.release or f"{__version__}.{epoch}"), places
+
+
+def _top(args: argparse.Namespace) -> Path:
+    """The checkout whose recipes are used."""
+    from fl_tiny.image.boards import find_recipes
+
+    return find_recipes(args.recipes).resolve().parent
 
 
 def provision(args: argparse.Namespace) -> None:
@@ -146,27 +157,27 @@ def provision(args: argparse.Namespace) -> None:
 
     if args.batch is None:
         if args.config is None:
-            raise ConfigError("nothing to put into the image", hint="--config FILE, or --batch DIR2 --out DIR3")
+            raise ConfigError("nothing to put into the image", hint="--config FILE, or --batch DIR2")
         provision.provision(args.image, args.config)
         made = [args.image]
     else:
-        if args.out is None:
-            raise ConfigError("--batch makes images, and --out does not say where", hint="--out DIR3")
-        made = provision.batch(args.image, args.config, args.batch, args.out, progress)
+        made = provision.batch(args.image, args.config, args.batch, args.out or args.image.parent, progress)
     show(args, [str(path) for path in made], "\n".join(map(str, made)))
 
 
 def verify(args: argparse.Namespace) -> int:
     """Hold an image against its board: partitions, boot files, firmware, its slot, kernel options, device trees."""
     from fl_tiny.image import evidence, tools
-    from fl_tiny.image.boards import find_recipes, load_base, load_board
-    from fl_tiny.image.verify import verify
+    from fl_tiny.image.boards import find_recipes, load_base, load_board, names
+    from fl_tiny.image.verify import board_of, verify
 
     recipes = find_recipes(args.recipes)
-    found = verify(args.image, load_board(recipes, args.board), load_base(recipes))
+    boards = (load_board(recipes, name) for name in ([args.board] if args.board else names(recipes)))
+    board = next(boards) if args.board else board_of(args.image, boards)
+    found = verify(args.image, board, load_base(recipes))
     if args.record is not None:
         today = tools.run("date", "-u", "+%Y-%m-%d").strip()
-        evidence.write(evidence.record(args.image, args.board, found, today), args.record)
+        evidence.write(evidence.record(args.image, board.name, found, today), args.record)
     rows: list[dict[str, Any]] = [
         {"check": f.check, "state": "fail" if f.missing else "ok", "looked_at": f.looked_at, "missing": list(f.missing)}
         for f in found

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
+from fl_tiny.errors import DataError
 from fl_tiny.image import disk, firmware, kernel, plan
 from fl_tiny.image.boards import Base, Board
 from fl_tiny.image.firmware import Looked
@@ -29,6 +31,15 @@ class Finding:
     check: str
     looked_at: int
     missing: tuple[str, ...]
+
+
+def board_of(image: Path, boards: Iterable[Board]) -> Board:
+    """The board that an image is for, by the signature of its disk. Raises: DataError."""
+    found = disk.read_table(image).signature
+    for board in boards:
+        if plan.signature(board) == found:
+            return board
+    raise DataError(f"{image} has the disk signature {found}, which is no board's", hint="--board BOARD")
 
 
 def verify(image: Path, board: Board, base: Base) -> list[Finding]:
@@ -99,6 +110,8 @@ def _slot(slot: Slot, board: Board) -> Looked:
     yield "a root that has no password", re.search(r"^root:\*:", shadow, re.MULTILINE) is not None
     hashed = [line.split(":")[0] for line in shadow.split("\n") if "$" in line]
     yield f"no user with a password, but {', '.join(hashed)}", not hashed
+    release = slot.text("etc/fl-tiny-release") if slot.find("etc/fl-tiny-release") else ""
+    yield f"a release for {board.compatible}", f"COMPATIBLE={board.compatible}\n" in release
     yield "no host key of SSH", not slot.find("etc/ssh/ssh_host_*")
 
 

@@ -102,7 +102,8 @@ def copy(image: Path, folder: Path) -> Path:
 
 def test_an_image_with_everything_passes_and_can_be_kept_as_a_record(whole: Path, tmp_path: Path) -> None:
     kept = tmp_path / "rpi-4.json"
-    found = cli("image", "verify", whole, "--board", NAME, "--record", kept)
+    found = cli("image", "verify", whole, "--record", kept)
+    assert found == cli("image", "verify", whole, "--board", NAME)
     assert {row["check"] for row in found} >= {
         "partitions",
         "boot files",
@@ -209,6 +210,18 @@ def test_the_command_ends_with_1_and_its_record_shows_nothing(whole: Path, tmp_p
     done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "config.txt on FAT" in done.stdout
     assert evidence.shown(evidence.read(tmp_path / "kept.json"), tmp_path) == "drafted"
+
+
+def test_an_image_of_another_board_is_told(whole: Path, tmp_path: Path) -> None:
+    other = subprocess.run(
+        [*COMMAND, "image", "verify", str(whole), "--board", "rpi-3"], capture_output=True, text=True, check=False
+    )
+    assert other.returncode == 1 and "a release for fl-tiny-rpi-3" in other.stdout
+    image = copy(whole, tmp_path)
+    with image.open("r+b") as file:
+        file.seek(440)  # of an MBR: its signature
+        file.write(b"\1\2\3\4")
+    assert "04030201" in cli("image", "verify", image, code=65)
 
 
 def test_settings_of_the_firmware_hold_for_the_models_that_they_name() -> None:
