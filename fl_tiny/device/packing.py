@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a round's bytes lie in the device's database: each byte of them is written to a card that wears. No numpy."""
+"""How a round's bytes lie in the device's database: each of them is written to a card that wears out. No numpy.
+
+Bytes are added and subtracted as one long integer: the idle agent reads its head at each heartbeat.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,10 @@ from fl_tiny.protocol import wire
 from fl_tiny.protocol.residual import from_256ths
 
 FOLDED = 2  # the form of a residual in the table, as it is written
+WORTH = 2  # a body is stored as its difference when that is so many times smaller
 _PLANES = 1  # the form before: in 1/256 of a step, upper bytes as they are; and before that None, in the order of int16
 _LIMIT = 2 * wire.MAX_CODES  # bytes of codes, or of their residual
 _SIGN = bytes(255 * (low > 127) for low in range(256))  # the upper byte of an int16 that its lower one says all of
-WORTH = 2  # a body is stored as its difference when that is so many times smaller
 
 
 def packed_codes(codes: bytes) -> bytes:
@@ -30,8 +33,7 @@ def codes_of(stored: bytes) -> bytes:
 def packed_residual(residual: bytes) -> bytes:
     """A residual in the form ``FOLDED``: its lower bytes, then of its upper ones what they say besides; deflated."""
     low = residual[::2]
-    upper = bytes(high ^ sign for high, sign in zip(residual[1::2], low.translate(_SIGN), strict=False))
-    return zlib.compress(low + upper)
+    return zlib.compress(low + _folded(residual[1::2], low))
 
 
 def residual_of(stored: bytes, size: int | None, form: int | None) -> bytes:
@@ -46,19 +48,18 @@ def residual_of(stored: bytes, size: int | None, form: int | None) -> bytes:
     half = (len(raw) + 1) // 2
     low, upper = raw[:half], raw[half:]
     residual = bytearray(raw)
-    residual[::2] = low
-    if form == _PLANES:
-        residual[1::2] = upper
-        return from_256ths(bytes(residual))
-    residual[1::2] = bytes(high ^ sign for high, sign in zip(upper, low.translate(_SIGN), strict=False))
-    return bytes(residual)
+    residual[::2], residual[1::2] = low, upper if form == _PLANES else _folded(upper, low)
+    return from_256ths(bytes(residual)) if form == _PLANES else bytes(residual)
 
 
 def body_difference(body: bytes, near: bytes) -> bytes | None:
     """A head's body as its difference to another one's, deflated; None where the body itself is not much longer."""
     if len(body) != len(near):
         return None
-    found = zlib.compress(bytes(new - old & 255 for new, old in zip(body, near, strict=True)))
+    new, old, high = _number(body), _number(near), _number(b"\x80" * len(body))
+    low = high - (high >> 7)
+    change = (new | high) - (old & low) ^ (new ^ old ^ high) & high  # byte for byte: none borrows from the next
+    found = zlib.compress(change.to_bytes(len(body), "little"))
     return found if WORTH * len(found) <= len(body) else None
 
 
@@ -68,7 +69,22 @@ def body_of(difference: bytes, near: bytes) -> bytes:
         change = zlib.decompressobj().decompress(difference, len(near) + 1)
     except zlib.error:
         return b""
-    return bytes(old + by & 255 for old, by in zip(near, change, strict=True)) if len(change) == len(near) else b""
+    if len(change) != len(near):
+        return b""
+    by, old, high = _number(change), _number(near), _number(b"\x80" * len(near))
+    low = high - (high >> 7)
+    body = (by & low) + (old & low) ^ (by ^ old) & high  # byte for byte: none carries into the next
+    return body.to_bytes(len(near), "little")
+
+
+def _folded(upper: bytes, low: bytes) -> bytes:
+    """Upper bytes of int16, 0 where they only repeat the sign of the lower one; and back."""
+    sign = low[: len(upper)].translate(_SIGN)
+    return (_number(upper) ^ _number(sign)).to_bytes(len(upper), "little")
+
+
+def _number(raw: bytes) -> int:
+    return int.from_bytes(raw, "little")
 
 
 def _inflated(stored: bytes) -> bytes:
