@@ -106,7 +106,7 @@ def plan_(args: argparse.Namespace) -> None:
     """Print what would be done to make an image, step by step; nothing is looked at but the board's file."""
     from fl_tiny.image.plan import describe
 
-    print(describe(_steps(args)), end="")
+    print(describe(_steps(args, brought="KERNEL.deb")), end="")
 
 
 def build(args: argparse.Namespace) -> None:
@@ -187,8 +187,8 @@ def verify(args: argparse.Namespace) -> int:
     return 1 if any(f.missing for f in found) else 0
 
 
-def _steps(args: argparse.Namespace, release: str = "RELEASE") -> Any:
-    """The plan of the board that was named."""
+def _steps(args: argparse.Namespace, release: str = "RELEASE", brought: str = "") -> Any:
+    """The plan of the board that was named. brought: what stands for a kernel of yours in a plan that is only read."""
     from fl_tiny import __version__
     from fl_tiny.errors import ConfigError
     from fl_tiny.image.boards import find_recipes, load_base, load_board
@@ -196,12 +196,13 @@ def _steps(args: argparse.Namespace, release: str = "RELEASE") -> Any:
 
     recipes = find_recipes(args.recipes)
     board, base = load_board(recipes, args.board), load_base(recipes)
-    if board.kernel.brought and not args.kernel:
+    if board.kernel.brought and not (args.kernel or brought):
         needed = ", ".join(f"CONFIG_{name}" for name in options(board, base))
         raise ConfigError(f"{board.name} needs a kernel of yours, with {needed}", hint="--kernel DEB")
     if args.kernel and not board.kernel.brought:
         raise ConfigError(f"{board.name} has its kernel from Debian", hint="leave --kernel out")
-    release_ = Release(__version__, release, kernel=str(args.kernel or ""), ca=str(args.ca or ""))
+    kernel = str(args.kernel or (brought if board.kernel.brought else ""))
+    release_ = Release(__version__, release, kernel=kernel, ca=str(args.ca or ""))
     return plan(board, base, release_)
 
 

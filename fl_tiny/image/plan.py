@@ -98,7 +98,7 @@ class Disk:
 
 @dataclass(frozen=True, slots=True)
 class Papers:
-    """What goes with an image: its block map, compressed form, bill of materials, list of licences."""
+    """What goes with an image: its block map, compressed form, bill of materials, list of licences, lock."""
 
     stem: str
     title: str

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import subprocess
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from e2e.fleet import COMMAND
 
+import fl_tiny
 from fl_tiny.image import boards, plan
 
 RECIPES = Path(__file__).parents[2] / "image"
@@ -24,6 +27,13 @@ def steps(name: str) -> tuple[plan.Step, ...]:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_plan_is_the_one_that_was_reviewed(name: str) -> None:
     assert plan.describe(steps(name)) == (PLANS / f"{name}.txt").read_text()
+
+
+def test_a_plan_can_be_read_before_there_is_a_kernel() -> None:
+    words = [*COMMAND, "image", "plan", "jetson-orin-nano"]
+    said = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    reviewed = (PLANS / "jetson-orin-nano.txt").read_text()
+    assert said.replace(f"fl-tiny-{fl_tiny.__version__}-", "fl-tiny-VERSION-") == reviewed
 
 
 def test_every_reviewed_plan_is_of_a_board() -> None:
