@@ -24,7 +24,7 @@ from fl_tiny.errors import ConfigError, DataError, MalformedMessage
 from fl_tiny.protocol import signed, wire
 
 PRAGMAS = (
-    "page_size=1024",  # of a new file: a transaction writes whole pages, to the log and later to their place
+    "page_size=512",  # of a new file: a transaction writes whole pages, to the log and later to their place
     "journal_mode=WAL",
     "synchronous=FULL",
     "secure_delete=FAST",  # `forget` vacuums; zeroing each freed page of codes would write as much as the codes
