@@ -31,9 +31,6 @@ PRAGMAS = (
     "trusted_schema=OFF",
     "cache_size=-256",  # KiB: an idle device's memory counts more than a page read twice
 )
-HEAD = (  # its columns, as _head takes them; the body that a difference is to stands beside it
-    "head.version, head.signed, head.body, whole.body FROM head LEFT JOIN head AS whole ON whole.id=head.near"
-)
 HELD_EVERY = 5  # one sample in five of a class is held out, for good
 
 
@@ -264,7 +261,7 @@ class DeviceStore:
 
     def head(self) -> HeldHead:
         """The head held. There is one from enrolment on."""
-        return _head(self._found(f"SELECT {HEAD} WHERE head.id=(SELECT value FROM meta WHERE key='head')"))  # noqa: S608 - ours
+        return _head(self._found(f"SELECT {_HEAD} WHERE head.id=(SELECT value FROM meta WHERE key='head')"))  # noqa: S608 - ours
 
     def _found(self, query: str) -> Any:
         """What is there in every whole file. One query: a process beside us may write between two."""
@@ -333,7 +330,7 @@ class DeviceStore:
     def kept(self) -> Kept:
         """The choice made last. There is one from enrolment on."""
         patch = "(SELECT runs FROM patch WHERE id=kept.patch)"
-        query = f"SELECT {CHOICE}, {patch}, {HEAD} JOIN kept ON head.id=start"
+        query = f"SELECT {CHOICE}, {patch}, {_HEAD} JOIN kept ON head.id=start"
         chosen_at, kind, fitted, digest, _, previous, fleet, personal, _, runs, *start = self._found(query)
         return Kept(chosen_at, kind, bool(fitted), digest, _head(start), previous, fleet, personal, runs)
 
@@ -346,7 +343,7 @@ class DeviceStore:
 
 def add_head(db: sqlite3.Connection, head: HeldHead) -> int:
     """Where a head is in the database, within a transaction; put there when it is not. Two that use it share it."""
-    query = f"SELECT head.id, {HEAD} WHERE head.version=? AND head.signed=?"
+    query = f"SELECT head.id, {_HEAD} WHERE head.version=? AND head.signed=?"
     for place, *found in db.execute(query, (head.version, head.signed)):
         if _head(found) == head:
             return int(place)
@@ -359,7 +356,7 @@ def add_head(db: sqlite3.Connection, head: HeldHead) -> int:
 
 
 def _head(row: Sequence[Any]) -> HeldHead:
-    """Of the columns ``HEAD``."""
+    """Of the columns ``_HEAD``."""
     version, message, body, near = row
     return HeldHead(version, message, body if near is None else packing.body_of(body, near))
 
@@ -383,6 +380,8 @@ def _add_patch(db: sqlite3.Connection, runs: bytes) -> int | None:
     return found[0] if found else db.execute("INSERT INTO patch(runs) VALUES(?)", (runs,)).lastrowid
 
 
+# what _head takes; beside a body that is a difference the one that it is to
+_HEAD = "head.version, head.signed, head.body, whole.body FROM head LEFT JOIN head AS whole ON whole.id=head.near"
 _RESIDUAL = "residual, steps, size, planes"  # what _residual takes
 _CARRIED = "(SELECT value FROM meta WHERE key='residual')"
 # rest and the residual of the update that is owed: a settled one stays in place, its residual the one carried
