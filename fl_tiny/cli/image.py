@@ -172,8 +172,10 @@ def verify(args: argparse.Namespace) -> int:
     from fl_tiny.image.verify import board_of, verify
 
     recipes = find_recipes(args.recipes)
-    boards = (load_board(recipes, name) for name in ([args.board] if args.board else names(recipes)))
-    board = next(boards) if args.board else board_of(args.image, boards)
+    if args.board:
+        board = load_board(recipes, args.board)
+    else:
+        board = board_of(args.image, (load_board(recipes, name) for name in names(recipes)))
     found = verify(args.image, board, load_base(recipes))
     if args.record is not None:
         today = tools.run("date", "-u", "+%Y-%m-%d").strip()

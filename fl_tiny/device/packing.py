@@ -14,7 +14,7 @@ from fl_tiny.protocol import wire
 from fl_tiny.protocol.residual import from_256ths
 
 FOLDED = 2  # the form of a residual in the table, as it is written
-WORTH = 2  # a body is stored as its difference when that is so many times smaller
+_WORTH = 2  # a body is stored as its difference when that is so many times smaller
 _PLANES = 1  # the form before: in 1/256 of a step, upper bytes as they are; and before that None, in the order of int16
 _LIMIT = 2 * wire.MAX_CODES  # bytes of codes, or of their residual
 _SIGN = bytes(255 * (low > 127) for low in range(256))  # the upper byte of an int16 that its lower one says all of
@@ -56,11 +56,10 @@ def body_difference(body: bytes, near: bytes) -> bytes | None:
     """A head's body as its difference to another one's, deflated; None where the body itself is not much longer."""
     if len(body) != len(near):
         return None
-    new, old, high = _number(body), _number(near), _number(b"\x80" * len(body))
-    low = high - (high >> 7)
-    change = (new | high) - (old & low) ^ (new ^ old ^ high) & high  # byte for byte: none borrows from the next
+    new, old, (high, low) = _number(body), _number(near), _bits(len(body))
+    change = ((new | high) - (old & low)) ^ ((new ^ old ^ high) & high)  # byte for byte: none borrows from the next
     found = zlib.compress(change.to_bytes(len(body), "little"))
-    return found if WORTH * len(found) <= len(body) else None
+    return found if _WORTH * len(found) <= len(body) else None
 
 
 def body_of(difference: bytes, near: bytes) -> bytes:
@@ -71,9 +70,8 @@ def body_of(difference: bytes, near: bytes) -> bytes:
         return b""
     if len(change) != len(near):
         return b""
-    by, old, high = _number(change), _number(near), _number(b"\x80" * len(near))
-    low = high - (high >> 7)
-    body = (by & low) + (old & low) ^ (by ^ old) & high  # byte for byte: none carries into the next
+    by, old, (high, low) = _number(change), _number(near), _bits(len(near))
+    body = ((by & low) + (old & low)) ^ ((by ^ old) & high)  # byte for byte: none carries into the next
     return body.to_bytes(len(near), "little")
 
 
@@ -81,6 +79,11 @@ def _folded(upper: bytes, low: bytes) -> bytes:
     """Upper bytes of int16, 0 where they only repeat the sign of the lower one; and back."""
     sign = low[: len(upper)].translate(_SIGN)
     return (_number(upper) ^ _number(sign)).to_bytes(len(upper), "little")
+
+
+def _bits(size: int) -> tuple[int, int]:
+    """Of each byte of such a number the highest bit, and all others."""
+    return _number(b"\x80" * size), _number(b"\x7f" * size)
 
 
 def _number(raw: bytes) -> int:

@@ -11,6 +11,7 @@ import pytest
 from .rig import Rig, missing
 
 IDLE_S = 240  # longer than the period of anything that runs on a board
+HOURS = 24  # of a day, a round each
 DAYS = 2  # on the first SQLite's log grows, and each block of it costs the filesystem some; then it is used again
 SETTLED_S = 60
 SECTOR = 512  # bytes. Source: Linux, Documentation/block/stat.rst
@@ -42,11 +43,12 @@ def test_a_day_of_hourly_rounds_writes_little_to_the_card(rig: Rig) -> None:
     days = []
     for _ in range(DAYS):
         first, began, counted = written(rig), time.monotonic(), rig.rounds()
-        for hour in range(1, 25):
+        for hour in range(1, HOURS + 1):
             rig.trains()
             rig.board.do("date -s '+1 hour' > /dev/null" + ("" if hour % held_h else "; sync"))
         rounds = rig.rounds() - counted
-        days.append((written(rig) - first) * 24 / rounds)
+        assert rounds >= HOURS
+        days.append((written(rig) - first) * HOURS / rounds)
         print(
             f"{days[-1]:.0f} B a day by {rounds} rounds in {time.monotonic() - began:.0f} s, an hour each by its clock"
         )
