@@ -13,6 +13,7 @@ from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hin
 from fl_tiny.board import RULES as BOARD_RULES
 from fl_tiny.board import SECRET_KEYS, Board, Network, Rule, Source, Ssh, faults_between, is_ip
 from fl_tiny.errors import ConfigError, MalformedMessage, RemoteError
+from fl_tiny.protocol.consent import MIN_CLASS, MIN_SAMPLES, Floors
 from fl_tiny.protocol.fields import fields_of
 from fl_tiny.protocol.preprocess import KINDS, Preprocess
 
@@ -63,6 +64,22 @@ class GatewaySettings:
 
 
 @dataclass(frozen=True, slots=True)
+class Privacy:
+    """[privacy]: what may leave a board; no gateway changes it (protocol/consent.py)."""
+
+    least: str = "clear"
+    sums: str = "clear"
+    min_samples: int = MIN_SAMPLES
+    min_class: int = MIN_CLASS
+    metrics: bool = True
+
+    @property
+    def floors(self) -> Floors:
+        """As the answer to an offer needs them."""
+        return Floors(self.least != "nothing", self.sums != "never", self.metrics, self.min_samples, self.min_class)
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceSettings:
     """What DIR/fl-tiny.toml of a device may say; docs/config.md explains each key."""
 
@@ -84,6 +101,7 @@ class DeviceSettings:
     network: Network | None = None
     ssh: Ssh | None = None
     source: Source | None = None
+    privacy: Privacy | None = None
 
 
 ADDRESSES = ("gateway", "bind", "web", "advertise")  # settings that are HOST:PORT
@@ -108,6 +126,10 @@ RULES: dict[str, Rule] = {
     "kept": ("above 0 and at most 0.25", lambda v: 0 < v <= 0.25),
     "start": ("exact or model", lambda v: v in ("exact", "model")),
     "min_samples": ("1 to 65535", lambda v: 1 <= v <= 65_535),
+    "privacy.least": ("clear or nothing", lambda v: v in ("clear", "nothing")),
+    "privacy.sums": ("clear or never", lambda v: v in ("clear", "never")),
+    "privacy.min_samples": (f"{MIN_SAMPLES} to 65535", lambda v: MIN_SAMPLES <= v <= 65_535),
+    "privacy.min_class": (f"{MIN_CLASS} to 65535", lambda v: MIN_CLASS <= v <= 65_535),
     "discovery": ("any, off, or an IP address of this board", lambda v: v in ("any", "off") or is_ip(v)),
     "code_minutes": ("above 0 and at most 43200", lambda v: 0 < v <= 43_200),
     "handshakes_per_s": ("1 to 100000", lambda v: 1 <= v <= 100_000),

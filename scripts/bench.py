@@ -236,7 +236,7 @@ def aggregate_here(parameters: int) -> dict[str, float]:
     start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     summed = aggregate.RunningSum([(1, parameters)])
     for number in range(1000):
-        summed.add(codes, 1 + number % 100)
+        summed.add(codes, aggregate.Share(1 + number % 100))
     seconds = time.perf_counter() - start
     return {
         "seconds": round(seconds, 2),

@@ -40,7 +40,7 @@ HOME = {  # one foreign thing, one module
     "ctypes": {"net/openssl.py", "net/dtls.py", "device/worker.py", "device/mounts.py"},  # OpenSSL; prctl; mount
     "cbor2": {"protocol/cbor.py"},
     "nacl": {"protocol/signed.py"},
-    "sqlite3": {"device/store.py", "gateway/store.py", "gateway/tables.py", "database.py"},
+    "sqlite3": {"device/store.py", "device/left.py", "gateway/store.py", "gateway/tables.py", "database.py"},
     "tflite_runtime": {"device/backbone.py"},
     "ai_edge_litert": {"device/backbone.py", "lab/rehead.py"},
     "starlette": {"gateway/web.py"},

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / "tests").rglob("*.md")])
 MODULES = sorted(p for p in (ROOT / "fl_tiny").rglob("*.py") if p.name != "__init__.py")
-LONGEST_PAGE = 400  # as a module
+LONGEST_PAGE = 450  # as a module at most
 TYPES = {
     "text": "str",
     "integer": "int",
@@ -96,7 +96,7 @@ def test_every_setting_stands_on_its_page_with_type_and_default(title: str, cls:
             assert re.findall(r"\d+", rule) == limits, f"{field.name}: {rule}"
 
 
-@pytest.mark.parametrize("cls", [Board, Network, Ssh, Source], ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("cls", [Board, Network, Ssh, Source, config.Privacy], ids=lambda cls: cls.__name__)
 def test_every_key_of_a_boards_tables_stands_on_the_page_with_type_and_default(cls: Any) -> None:
     name = cls.__name__.lower()
     page = re.search(rf"^### {cls.__name__}\n(.*?)(?=^#|\Z)", text("docs/config.md"), re.MULTILINE | re.DOTALL)

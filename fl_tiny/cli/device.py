@@ -53,6 +53,8 @@ def add(parent: Any) -> None:
     p = command(sub, "status", status, "fl-tiny device status dev --json")
     p.add_argument("dir", type=Path)
     running_option(p)
+    p = command(sub, "privacy", privacy, "fl-tiny device privacy dev")
+    p.add_argument("dir", type=Path)
     update.add(sub)
 
 
@@ -196,6 +198,32 @@ def status(args: argparse.Namespace) -> None:
         "accuracy": {"previous": kept.previous, "global": kept.fleet, "personal": kept.personal},
     }
     show(args, found, "\n".join(f"{key:10}{value}" for key, value in found.items()))
+
+
+def privacy(args: argparse.Namespace) -> None:
+    """Say what has left this board for rounds, and what it would not send."""
+    from fl_tiny import config, statedir
+    from fl_tiny.device.store import DeviceStore
+
+    if args.dir.exists():
+        statedir.act_as_owner(args.dir)
+    store = DeviceStore.open(args.dir / statedir.DATABASE)
+    allows = config.load(args.dir / statedir.SETTINGS, config.DeviceSettings).privacy or config.Privacy()
+    sent, refused, summed = store.left.bodies(), store.left.refusals(), store.left.summed()
+    found = {
+        "allows": {name: getattr(allows, name) for name in ("least", "sums", "min_samples", "min_class", "metrics")},
+        "sent": [dict(zip(("number", "kind", "bytes", "samples"), row, strict=True)) for row in sent],
+        "refused": [{"number": number, "why": why} for number, why in refused],
+        "summed": summed[1] if summed else None,
+    }
+    text = [
+        f"rounds     {'taken part in' if allows.least == 'clear' else 'none'}, of {allows.min_samples} samples or more",
+        f"sums       {'given' if allows.sums == 'clear' else 'never'}, of classes with {allows.min_class} or more",
+        f"accuracy   {'told' if allows.metrics else 'kept to this board'}",
+    ]
+    text += [f"round {number}: sent {size} B, {kind} of {samples} samples" for number, kind, size, samples in sent]
+    text += [f"round {number}: refused, {why}" for number, why in refused]
+    show(args, found, "\n".join(text if sent or refused else [*text, "nothing has left this board"]))
 
 
 def _board_name(directory: Path) -> str | None:

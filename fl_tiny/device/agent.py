@@ -19,6 +19,7 @@ from fl_tiny.device import budget, derived, find, job, slots
 from fl_tiny.device.bundle import BUSY, IDLE, Fetch
 from fl_tiny.device.child import Child, Word
 from fl_tiny.device.layout import DEVICE_KEY
+from fl_tiny.device.left import Body, Summed
 from fl_tiny.device.link import Link, raise_if_out
 from fl_tiny.device.machine import Machine, note_reached
 from fl_tiny.device.newkey import take_places
@@ -26,7 +27,7 @@ from fl_tiny.device.store import DeviceStore, Journal, Kept, floats_to_bytes
 from fl_tiny.device.upgrade import Upgrade
 from fl_tiny.errors import EnvironmentFault, RemoteError
 from fl_tiny.net.coap import Bodies
-from fl_tiny.protocol import session, signed, wire
+from fl_tiny.protocol import consent, session, signed, wire
 from fl_tiny.protocol.residual import undelivered
 
 log = logging.getLogger(__name__)
@@ -60,19 +61,23 @@ class Agent:
         self._boot = os.urandom(8)  # which start this is: a copy of DIR makes another
         self._store.put(boots=self._boots)
         slots.adopt(directory, self._store)
-        derived.settle_place(directory, memory_of(self._settings))
+        derived.settle_place(directory, derived.memory_of(self._settings.model_dir))
         self._upgrade = Upgrade(directory, self._store, emit)
         self._machine = machine or Machine()
         self._release = Fetch(directory, self._machine, emit)
         self._read_manifest()
         owes = self._store.journal() is not None
         self._session = session.Session(session.State.SENDING if owes else session.State.IDLE)
+        self._floors = (self._settings.privacy or config.Privacy()).floors
         self._offer: wire.Offer | None = None
+        self._last: int | None = None  # the youngest sample that the offer's sums may be of
         self._answered: bytes | None = None  # the round answered last
-        self._child = Child(directory, limits_of(self._settings), background=background)
+        self._to_say: session.SendAnswer | None = None  # an answer that had no session yet
+        self._child = Child(directory, budget.limits_of(self._settings), background=background)
         self._given = self._store.head()  # what the child at work starts from
         self._started = 0.0  # when it did
         self._trying = False  # the child at work tries a model
+        self._would_not = 0  # problem code of what the child at work would not do
         self._training_s: float | None = None  # how long it took to its update
 
     def _read_manifest(self) -> None:
@@ -167,30 +172,39 @@ class Agent:
             await self._listen(link, max(0.0, end - time.monotonic()))
 
     async def _rejoin(self, link: Link) -> None:
-        """Registering left the round we are in, if it is still open: say again that we take part."""
+        """Registering left the round we are in, if it is still open: say again that we take part, or do not."""
         owed = self._store.journal()
-        if self._session.state is session.State.SENDING and owed is not None:
-            rid = wire.decode(wire.Update, signed.payload_of(owed.signed)).rid
+        if self._to_say is not None:
+            await self._say_what_waits(link)
+        elif self._session.state is session.State.SENDING and owed is not None:
+            await self._say(link, wire.decode(wire.Update, signed.payload_of(owed.signed)).rid, wire.Said.JOIN)
         elif self._session.state is session.State.TRAINING and self._offer is not None:
-            rid = self._offer.rid
-        else:
-            return
-        await self._say(link, rid, wire.Said.JOIN)
+            await self._say(link, self._offer.rid, wire.Said.JOIN)
 
-    async def _say(self, link: Link, rid: bytes, said: wire.Said) -> None:
+    async def _say_what_waits(self, link: Link) -> None:
+        if self._to_say is not None and self._offer is not None:
+            await self._say(link, self._offer.rid, self._to_say.said, self._to_say.code)
+            self._to_say = None
+
+    async def _say(self, link: Link, rid: bytes, said: wire.Said, code: int = 0) -> None:
         """An answer whose refusal means little: the round is over, and the upload's own answer says what counts."""
         try:
-            await link.answer(rid, said)
+            await link.answer(rid, said, code)
         except RemoteError as fault:
             raise_if_out(fault)
 
+    def _carry_out(self, actions: list[session.Action]) -> None:
+        """Do what the round's machine says; an answer waits for ``_say_what_waits``, since there may be no session."""
+        for action in actions:
+            if isinstance(action, session.Settle):
+                self._settle(action)
+            else:
+                self._to_say = action
+
     async def _beat(self, link: Link) -> wire.Next:
-        held, lacks = self._store.head().version, int(self._child.look()) or None
-        return await link.heartbeat(
-            wire.Heartbeat(
-                held, self._store.sample_count()[0], lacks, *self._upgrade.heartbeat(), self._release.refusal()
-            )
-        )
+        samples, lacks = self._store.sample_count()[0], int(self._child.look()) or None
+        version, model = self._store.head().version, self._upgrade.heartbeat()
+        return await link.heartbeat(wire.Heartbeat(version, samples, lacks, *model, self._release.refusal()))
 
     async def _fetch_head(self, link: Link) -> None:
         before = self._store.head()
@@ -209,30 +223,43 @@ class Agent:
         if rid == self._answered or self._session.state is not session.State.IDLE or self._child.works:
             return
         offer = await link.offer()
-        if offer.base != self._store.head().description.digest:
+        head = self._store.head()
+        if offer.base != head.description.digest or offer.number != head.version + 1:
             return  # a head was published between two messages; the next heartbeat says so
-        samples, held = self._store.sample_count()
-        classes = None if self._manifest.task else len(self._store.counts())
         if offer.encoding == wire.BY_LINK:
             offer = replace(offer, encoding=wire.Encoding.INT4.value if link.quality.is_bad else None)
         self._offer = offer
-        able = not self._child.look() and self._has_room()
-        for action in self._session.handle(session.OfferSeen(offer, samples, held, classes, able)):
-            assert isinstance(action, session.SendAnswer)
-            try:
-                await link.answer(offer.rid, action.said)
-            except RemoteError as fault:
-                raise_if_out(fault)
-                log.info("answer refused round=%d why=%r", offer.number, str(fault))
-                if action.said is wire.Said.JOIN:
-                    self._session.handle(session.Refused(fault.code))
-                return
+        reply = consent.reply(offer, self._floors, self._stock(), self._store.left.past(offer.rid, offer.number))
+        if reply.why:
+            self._store.left.refuse(offer.number, reply.why)
+        (action,) = self._session.handle(session.OfferSeen(reply))
+        assert isinstance(action, session.SendAnswer)
+        joins, taken = action.said is wire.Said.JOIN, False
+        try:
+            await link.answer(offer.rid, action.said, action.code)
+            taken = True
+        except RemoteError as fault:
+            raise_if_out(fault)
+            log.info("answer refused round=%d why=%r", offer.number, str(fault))
+        finally:  # also when the session was lost: the round may be offered again
+            if joins:
+                self._carry_out(self._session.handle(session.JoinTaken() if taken else session.Refused(0)))
+        if taken:
             self._answered = offer.rid
-            state = "joined" if action.said is wire.Said.JOIN else "declined"
-            lacks = {"lacks": self._child.lack.names()} if self._child.lack else {}
-            self._emit("round", {"number": offer.number, "state": state, **lacks})
-            if action.said is wire.Said.JOIN:
-                self._session.handle(session.JoinTaken())
+            facts = {"lacks": self._child.lack.names(), "why": reply.why}
+            state = "joined" if joins else "declined"
+            self._emit("round", {"number": offer.number, "state": state, **{k: v for k, v in facts.items() if v}})
+
+    def _stock(self) -> consent.Stock:
+        """What this board has for a round. Sums are of the samples that earlier sums were of, or of all."""
+        samples, held = self._store.sample_count()
+        earlier = self._store.left.summed()
+        self._last = earlier[0] if earlier else self._store.newest()
+        summed = self._store.trainable(self._last)
+        able = not self._child.look() and self._has_room()
+        if self._manifest.task:  # labels or values: the child looks at them (device/training.py)
+            return consent.Stock(samples, held, None, {0: sum(summed.values())}, able)
+        return consent.Stock(samples, held, len(self._store.counts()), summed, able)
 
     async def _listen(self, link: Link, seconds: float) -> None:
         """Wait for the child's next answer, or until it is time for a heartbeat."""
@@ -243,12 +270,10 @@ class Agent:
         if isinstance(answer, wire.Lack):
             await self._say_paused(link, answer)
             return
-        was_training = self._session.state is session.State.TRAINING
         self._take(answer)
-        if isinstance(answer, job.Trained):
+        await self._say_what_waits(link)
+        if self._session.state is session.State.SENDING:
             await self._deliver(link, again=False)
-        elif answer is None and was_training and self._offer is not None:
-            await link.answer(self._offer.rid, wire.Said.NO_BUDGET)
 
     async def _say_paused(self, link: Link, lack: wire.Lack) -> None:
         """The child stands still, or goes on: a round need not wait for it meanwhile."""
@@ -275,12 +300,15 @@ class Agent:
                 self._read_manifest()
         elif isinstance(answer, job.Failed):
             log.error("training failed why=%r", answer.why)
+            self._would_not = answer.code or 0
+            if answer.code and self._offer is not None:
+                self._store.left.refuse(self._offer.number, answer.why)
         elif isinstance(answer, wire.Lack):
             self._note(answer)
         else:
             self._child.ended()
             if self._session.state is session.State.TRAINING:
-                self._session.handle(session.TrainingFailed())
+                self._carry_out(self._session.handle(session.TrainingFailed(self._would_not)))
 
     async def _finish_work(self) -> None:
         """Without a gateway: an update waits in the journal, and the head that came last is still chosen from."""
@@ -292,51 +320,63 @@ class Agent:
     # ---- the update -----------------------------------------------------------------------------------------
 
     def _keep(self, trained: job.Trained) -> None:
-        """Sign an update and put it into the journal."""
-        assert self._offer is not None
+        """Sign an update and put it into the journal, unless it would be a second set of sums."""
+        offer = self._offer
+        assert offer is not None
         digest = hashlib.sha256(trained.codes).digest()
+        summed = None
+        if offer.gram is not None:
+            assert self._last is not None
+            summed = Summed(self._manifest_digest, self._last, digest)
+            if self._store.left.digest(self._manifest_digest) not in (None, digest):
+                why = "other sums of these samples have left this board; both would show what differs"
+                self._store.left.refuse(offer.number, why)
+                self._carry_out(self._session.handle(session.TrainingFailed(wire.Code.PRIVACY)))
+                return
         update = wire.Update(
-            self._offer.rid,
+            offer.rid,
             self._did,
-            self._offer.base,
+            offer.base,
             trained.samples,
             digest,
             len(trained.codes),
             trained.metrics,
             trained.ranges,
-            None if self._offer.gram is not None else self._offer.encoding,
+            None if summed else offer.encoding,
         )
         message = signed.sign(wire.encode(update), self._seed)
-        steps = floats_to_bytes(self._offer.steps)
-        residual = trained.residual or b""
-        self._store.put_journal(Journal(self._offer.number, message, trained.codes, residual, steps))
-        self._session.handle(session.Trained())
+        owed = Journal(offer.number, message, trained.codes, trained.residual or b"", floats_to_bytes(offer.steps))
+        self._store.put_journal(owed, Body(offer.rid, offer.number, len(trained.codes), trained.samples, summed))
+        self._carry_out(self._session.handle(session.Trained()))
 
     async def _deliver(self, link: Link, *, again: bool) -> None:
         """Upload what the journal holds, and settle by the gateway's word."""
         owed = self._store.journal()
         if owed is None:  # forgotten with its samples by a command beside us
-            self._session.handle(session.Refused(0))
+            self._carry_out(self._session.handle(session.Refused(0)))
             return
         try:
             receipt = await link.upload(owed.signed, owed.codes, again=again)
-            status = wire.Status(receipt.status)
-            actions = self._session.handle(session.Receipted(receipt.status))
-            word = status.name.lower()
+            word = wire.Status(receipt.status).name.lower()
+            self._carry_out(self._session.handle(session.Receipted(receipt.status)))
         except RemoteError as fault:
             raise_if_out(fault)  # the update stays in the journal
-            actions = self._session.handle(session.Refused(fault.code))
             word = "refused"
             log.warning("update refused round=%d why=%r", owed.number, str(fault))
-        for action in actions:
-            assert isinstance(action, session.Settle)
-            solved = self._store.head().description.since or 0  # changes of heads before it mean nothing any more
-            drop = action.drop or not owed.residual or solved >= owed.number  # without a residual: sums
-            encoding = wire.decode(wire.Update, signed.payload_of(owed.signed)).encoding or wire.Encoding.INT8
-            kept_whole = not (action.delivered or drop)
-            residual = undelivered(owed.codes, owed.residual, encoding) if kept_whole else owed.residual
-            self._store.settle(None if drop else residual, owed.steps, counted=action.delivered)
+            self._carry_out(self._session.handle(session.Refused(fault.code)))
         self._emit("update", {"number": owed.number, "status": word, "training_s": self._training_s})
+
+    def _settle(self, action: session.Settle) -> None:
+        """The update that is owed is done with: what of it goes on is kept as the residual."""
+        owed = self._store.journal()
+        if owed is None:
+            return
+        solved = self._store.head().description.since or 0  # changes of heads before it mean nothing any more
+        drop = action.drop or not owed.residual or solved >= owed.number  # without a residual: sums
+        encoding = wire.decode(wire.Update, signed.payload_of(owed.signed)).encoding or wire.Encoding.INT8
+        kept_whole = not (action.delivered or drop)
+        residual = undelivered(owed.codes, owed.residual, encoding) if kept_whole else owed.residual
+        self._store.settle(None if drop else residual, owed.steps, counted=action.delivered)
 
     # ---- the child ------------------------------------------------------------------------------------------
 
@@ -355,12 +395,15 @@ class Agent:
             return
         if not self._has_room() or (not training and self._child.look()):
             return
-        self._trying = trial is not None
+        self._trying, self._would_not = trial is not None, 0
         offer = wire.encode(self._offer) if training and self._offer is not None else None
         self._given = head
         self._started = time.monotonic()
-        wanted = trial or job.Job(int(choosing), self._settings.personal_epochs, head.signed, head.body, offer)
-        self._child.start(wire.encode(wanted))
+        floors = (self._last, int(self._floors.metrics), self._floors.min_samples, self._floors.min_class)
+        plain = job.Job(
+            int(choosing), self._settings.personal_epochs, head.signed, head.body, offer, None, None, *floors
+        )
+        self._child.start(wire.encode(trial or plain))
 
     # ---- the board's model ----------------------------------------------------------------------------------
 
@@ -403,15 +446,3 @@ class Agent:
             return True
         waits_for_head = (self._store.get("last_round") or 0) > told.head
         return not waits_for_head and (self._answered is not None or told.poll_ms > SOON_S * 1000)
-
-
-def memory_of(settings: config.DeviceSettings) -> Path | None:
-    """Where model/current.tflite lies when not below DIR: as set, else in the runtime directory that systemd made."""
-    made = settings.model_dir or os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
-    return Path(made) if made else None
-
-
-def limits_of(settings: config.DeviceSettings) -> budget.Limits:
-    """What DIR/fl-tiny.toml lets training take."""
-    s = settings
-    return budget.Limits(s.max_temperature, s.min_battery, s.max_memory_pressure, s.max_load)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from fl_tiny.config import DeviceSettings
 from fl_tiny.protocol.wire import Lack
 
 SENSOR_LIMIT = 4096  # bytes read of one
@@ -132,3 +133,9 @@ def _number(text: str) -> float | None:
     except ValueError:
         return None
     return value if abs(value) < 1e9 else None  # false for not-a-number, too
+
+
+def limits_of(settings: DeviceSettings) -> Limits:
+    """What DIR/fl-tiny.toml lets training take."""
+    s = settings
+    return Limits(s.max_temperature, s.min_battery, s.max_memory_pressure, s.max_load)

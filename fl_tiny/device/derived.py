@@ -7,6 +7,7 @@ idle agent does this.
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -98,3 +99,9 @@ def settle_place(directory: Path, memory: Path | None) -> None:
     except OSError as refused:
         hint = "make it, for the user that runs the device, or take model_dir out of fl-tiny.toml"
         raise ConfigError(f"model_dir: {memory or link}: {refused.strerror or refused}", hint) from refused
+
+
+def memory_of(model_dir: str | None) -> Path | None:
+    """Where model/current.tflite lies when not below DIR: as set, else in the runtime directory that systemd made."""
+    made = model_dir or os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    return Path(made) if made else None

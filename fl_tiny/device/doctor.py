@@ -20,7 +20,7 @@ from fl_tiny.errors import ConfigError, DataError, EnvironmentFault
 from fl_tiny.files import read_bounded
 from fl_tiny.net.udp import resolve
 from fl_tiny.protocol import signed, wire
-from fl_tiny.protocol.session import MIN_CLASSES, MIN_SAMPLES
+from fl_tiny.protocol.consent import MIN_CLASSES, MIN_SAMPLES
 
 IDLE_BYTES, TRAINING_BYTES = 26 * MIB, 60 * MIB  # docs/facts.md; Python, numpy and a small head
 OLD_NUMPY_ONLY = "tflite"  # tflite-runtime was built for numpy 1

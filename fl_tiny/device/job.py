@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from fl_tiny.protocol import cbor, wire
+from fl_tiny.protocol.consent import MIN_CLASS, MIN_SAMPLES, Floors
 from fl_tiny.protocol.fields import Key, blob, number, part, text, uint
 from fl_tiny.protocol.wire import H256, MAX_CODES, RANGES, Metrics
 
@@ -24,6 +25,8 @@ class Job:
 
     head, body: the signed head to start from and its canonical body.
     trial, manifest: a slot whose model is to be tried, and nothing else done; what was signed of that model.
+    last: the youngest sample that sums may be of.   metrics: 0 when the owner keeps to the board how well heads do.
+    min_samples, min_class: the owner's floors (protocol/consent.py).
     """
 
     KIND: ClassVar[int] = 100
@@ -34,6 +37,15 @@ class Job:
     offer: Annotated[bytes | None, Key(5, blob(1, cbor.CONTROL_LIMIT))] = None
     trial: Annotated[str | None, Key(6, text(1, 1))] = None
     manifest: Annotated[bytes | None, Key(7, blob(1, cbor.CONTROL_LIMIT))] = None
+    last: Annotated[int | None, Key(8, uint(0, 2**63 - 1))] = None
+    metrics: Annotated[int, Key(9, FLAG)] = 1
+    min_samples: Annotated[int, Key(10, uint(1, wire.U16))] = MIN_SAMPLES
+    min_class: Annotated[int, Key(11, uint(1, wire.U16))] = MIN_CLASS
+
+    @property
+    def floors(self) -> Floors:
+        """The owner's floors."""
+        return Floors(metrics=bool(self.metrics), min_samples=self.min_samples, min_class=self.min_class)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +81,11 @@ class Chosen:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The child could not do its job."""
+    """The child could not do its job. code: a problem code when it would not; absent: it failed."""
 
     KIND: ClassVar[int] = 103
     why: Annotated[str, Key(1, text(1, 512))]
+    code: Annotated[int | None, Key(2, uint(0, 99))] = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,9 +87,9 @@ class Link:
         """The open round."""
         return wire.decode(wire.Offer, (await self._ask("GET", ("o",))).payload)
 
-    async def answer(self, rid: bytes, said: wire.Said) -> wire.Next:
-        """Join or decline."""
-        answer = await self._ask("POST", ("o",), wire.encode(wire.Answer(rid, said)), CBOR)
+    async def answer(self, rid: bytes, said: wire.Said, code: int = 0) -> wire.Next:
+        """Join or decline. code: a problem code that says why, 0 for none."""
+        answer = await self._ask("POST", ("o",), wire.encode(wire.Answer(rid, said, code or None)), CBOR)
         return wire.decode(wire.Next, answer.payload)
 
     async def head(

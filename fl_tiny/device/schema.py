@@ -6,7 +6,7 @@ What is long is written once and stays in place; what changes in a round are num
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 HINT = "move DIR away and enrol anew; the gateway's operator then revokes the old identity"  # of a damaged file
 CHOICE = "chosen_at, kind, fitted, digest, start, previous, fleet, personal, patch"  # columns that kept and slot share
 _CHOICE = """chosen_at INT NOT NULL, kind TEXT NOT NULL, fitted INT NOT NULL, digest BLOB NOT NULL,
@@ -45,7 +45,17 @@ _PLANES = "ALTER TABLE residual ADD COLUMN planes INT;"
 # head.near: the head whose whole body this one's is stored as a difference to (device/packing.py); none: it is whole
 # itself. residual.planes: 2 since version 7, which counts in 1/16 of a step.
 _NEAR = "ALTER TABLE head ADD COLUMN near INT;"
-SCHEMA = _FACTS + _STATE + _DERIVED + _PLANES + _NEAR
+# sent: bodies that left this board, no index: 256 rows are read once an offer, and each index costs a page a round.
+# summed: the one set of samples that sums are of, by their features; digest: of the sums for a manifest.
+# refusal: what this board would not do, once a reason and head.
+_PRIVACY = """
+CREATE TABLE sent(id INTEGER PRIMARY KEY, rid BLOB NOT NULL, number INT NOT NULL, kind TEXT NOT NULL,
+  size INT NOT NULL, samples INT NOT NULL) STRICT;
+CREATE TABLE summed(manifest BLOB PRIMARY KEY, features BLOB NOT NULL, last INT NOT NULL, samples INT NOT NULL,
+  digest BLOB NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE refusal(number INT NOT NULL, why TEXT NOT NULL, PRIMARY KEY(number, why)) STRICT;
+"""
+SCHEMA = _FACTS + _STATE + _DERIVED + _PLANES + _NEAR + _PRIVACY
 
 UNUSED = (  # of what is stored once and named by others
     "WITH used(id) AS (SELECT value FROM meta WHERE key='head' UNION SELECT start FROM kept"
@@ -89,4 +99,5 @@ MIGRATIONS = {  # from a version to the next
     4: _DERIVED,
     5: _PLANES,
     6: _NEAR,
+    7: _PRIVACY,
 }

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from fl_tiny import database
 from fl_tiny.database import transaction
 from fl_tiny.device import packing
+from fl_tiny.device.left import Body, Left, note_body
 from fl_tiny.device.schema import CHOICE, HINT, MIGRATIONS, SCHEMA, SCHEMA_VERSION, UNUSED
 from fl_tiny.errors import ConfigError, DataError, MalformedMessage
 from fl_tiny.protocol import signed, wire
@@ -31,6 +32,7 @@ PRAGMAS = (
     "trusted_schema=OFF",
     "cache_size=-256",  # KiB: an idle device's memory counts more than a page read twice
 )
+NEWEST = 2**63 - 1
 HELD_EVERY = 5  # one sample in five of a class is held out, for good
 
 
@@ -104,6 +106,7 @@ class DeviceStore:
 
     def __init__(self, path: Path) -> None:
         self._db = database.connect(path, PRAGMAS, HINT)
+        self.left = Left(self._db, lambda: self.features)
 
     @classmethod
     def create(cls, path: Path) -> DeviceStore:
@@ -221,11 +224,21 @@ class DeviceStore:
             )
         return added
 
-    def samples(self) -> Iterator[tuple[Sample, bool]]:
-        """Each sample and whether it is held out, oldest first, one at a time."""
-        query = "SELECT features, label, target, held FROM sample WHERE model=? ORDER BY id"
-        for *sample, held in self._db.execute(query, (self.features,)):
+    def samples(self, last: int | None = None) -> Iterator[tuple[Sample, bool]]:
+        """Each sample and whether it is held out, oldest first, one at a time. last: no younger one than this id."""
+        query = "SELECT features, label, target, held FROM sample WHERE model=? AND id<=? ORDER BY id"
+        for *sample, held in self._db.execute(query, (self.features, NEWEST if last is None else last)):
             yield Sample(*sample), bool(held)
+
+    def newest(self) -> int:
+        """The id of the sample that came last, 0 before the first."""
+        found: int = self.row("SELECT coalesce(max(id), 0) FROM sample")[0]
+        return found
+
+    def trainable(self, last: int) -> dict[int, int]:
+        """Samples a label that are not held out, up to the id ``last``."""
+        query = "SELECT label, count(*) FROM sample WHERE model=? AND held=0 AND id<=? GROUP BY label"
+        return dict(self._db.execute(query, (self.features, last)))
 
     def counts(self, model: bytes | None = None) -> dict[int, int]:
         """Samples a label. model: as in ``add_samples``."""
@@ -293,9 +306,10 @@ class DeviceStore:
         number, message, codes, _, *left = row
         return Journal(number, message, packing.codes_of(codes) if left[-1] else codes, *_residual(*left))
 
-    def put_journal(self, owed: Journal) -> None:
-        """Keep a trained update until the gateway's receipt."""
+    def put_journal(self, owed: Journal, body: Body) -> None:
+        """Keep a trained update until the gateway's receipt, and note that it leaves."""
         with self._transaction() as db:
+            note_body(db, body, self.features)
             db.execute(f"DELETE FROM residual WHERE id IS NOT {_CARRIED}")  # noqa: S608 - ours
             row = (
                 owed.number,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fl_tiny.device.job import Trained
 from fl_tiny.device.store import HeldHead, Kept, bytes_to_floats
+from fl_tiny.errors import DataError
 from fl_tiny.learn import gram, judge
 from fl_tiny.learn.calibrate import activation_ranges, calibrated
 from fl_tiny.learn.head import HeadSpec, trained_part, whole
@@ -19,8 +20,9 @@ from fl_tiny.learn.optimiser import Optimiser
 from fl_tiny.learn.requant import QuantHead, Ranges, requantise
 from fl_tiny.learn.train import Settings, fit
 from fl_tiny.protocol import signed, update, wire
-from fl_tiny.protocol.session import MIN_CLASSES, MIN_SAMPLES
+from fl_tiny.protocol.consent import MIN_CLASSES, MIN_SAMPLES, MOST_SUMMED, Floors, summable, sums_refusal
 
+DEFAULT = Floors()
 SEED = 1  # of personal fits: the same samples and head give the same model
 
 # A client update must average well with others: Adam's steps and a shrunk start, which serve a single board, cost
@@ -30,6 +32,10 @@ ROUND = Settings(optimiser=Optimiser.SGD, pull=0.0, shrink=False, revive=False)
 # A board's own model is pulled to the fleet's head: with five labels a class .932 and .922 (watch data, two draws)
 # against .922 and .918 by the defaults for a head that nobody vouches for; from ten labels on it makes no difference.
 PERSONAL = Settings(pull=0.3, shrink=False, revive=False)
+
+
+class NotAllowed(DataError):
+    """What a round asks for would show single samples of this board."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,11 +96,15 @@ def client_update(
     offer: wire.Offer,
     residual: tuple[bytes, bytes] | None,
     rng: np.random.Generator,
+    floors: Floors = DEFAULT,
 ) -> Trained:
     """Train from the base head on all but the held-out samples, and round the change to codes as the offer says.
 
     residual: what earlier rounds left unsaid, and the steps it is in (protocol/update.py).
+    Raises: NotAllowed below the floors.
     """
+    if len(samples.labels) < floors.min_samples:
+        raise NotAllowed(f"an update of {len(samples.labels)} samples; {floors.min_samples} are the fewest")
     start = samples.parameters(base)
     rest = ~samples.held
     settings = round_settings(offer.train)
@@ -109,19 +119,44 @@ def client_update(
     spans = activation_ranges(samples.spec, fitted, samples.features[rest])
     ranges = tuple(float(v) for span in spans for v in span)
     weight = min(int(rest.sum()), offer.max_samples)
-    return Trained(codes.codes, weight, codes.residual, ranges, _metrics(samples, base))
+    metrics = _metrics(samples, base) if floors.metrics else None
+    return Trained(codes.codes, weight, codes.residual, ranges, metrics)
 
 
-def client_sums(samples: Samples, base: HeldHead, offer: wire.Offer) -> Trained:
-    """Sum up all but the held-out samples, the youngest ones when there are more than the offer takes.
+def client_sums(samples: Samples, base: HeldHead, offer: wire.Offer, floors: Floors = DEFAULT) -> Trained:
+    """Sum up all samples but the held-out ones and those of rare classes; beyond what a sum holds, the oldest.
 
-    Raises: DataError when the offer does not fit the head.
+    A window that moves would show what differs, so the offer never says which samples count.
+    Raises: NotAllowed below the floors; DataError when the offer does not fit the head.
     """
     assert offer.gram is not None
     made = gram.Plan(offer.gram.layer, offer.gram.width, offer.gram.outputs, offer.gram.seed, offer.gram.shift)
-    rows = np.flatnonzero(~samples.held)[-offer.max_samples :]
+    rows = np.flatnonzero(~samples.held)
+    if samples.spec.task is Task.CLASSES:
+        labels, counts = np.unique(samples.labels[rows], return_counts=True)
+        classes, _ = summable(dict(zip(labels.tolist(), counts.tolist(), strict=True)), floors)
+        rows = rows[np.isin(samples.labels[rows], list(classes))]
+    rows = rows[:MOST_SUMMED]
+    refusal = sums_refusal(offer, len(rows), floors) or _rare_difference(samples.labels[rows], floors.min_class)
+    if refusal:
+        raise NotAllowed(refusal)
     sums = gram.summed(samples.spec, samples.parameters(base), made, samples.features[rows], samples.labels[rows])
-    return Trained(gram.to_bytes(sums), sums.samples, metrics=_metrics(samples, base))
+    return Trained(gram.to_bytes(sums), sums.samples, metrics=_metrics(samples, base) if floors.metrics else None)
+
+
+def _rare_difference(labels: Targets, least: int) -> str:
+    """Why moments of several labels a sample would show single samples; empty when they would not.
+
+    Two labels that differ in few samples show those by the difference of their moments; so does a label that nearly
+    all samples have, or nearly none.
+    """
+    if labels.ndim == 1:
+        return ""
+    columns = np.column_stack([np.zeros(len(labels)), np.ones(len(labels)), labels > 0.5])
+    common = columns.T @ columns
+    apart = np.diag(common)[:, None] + np.diag(common) - 2 * common
+    few = apart[(apart > 0) & (apart < least)]
+    return f"labels that differ in {few.min():.0f} samples would show them; {least} are the fewest" if len(few) else ""
 
 
 def round_settings(train: wire.Train) -> Settings:

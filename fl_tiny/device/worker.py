@@ -23,7 +23,7 @@ from fl_tiny.device import slots
 from fl_tiny.device.derived import difference
 from fl_tiny.device.job import BACKGROUND, FRAME_LIMIT, Chosen, Failed, Job, frame
 from fl_tiny.device.store import DeviceStore, HeldHead
-from fl_tiny.device.training import Choice, Samples, choose, client_sums, client_update
+from fl_tiny.device.training import Choice, NotAllowed, Samples, choose, client_sums, client_update
 from fl_tiny.errors import DataError, FlTinyError
 from fl_tiny.learn.loss import Task
 from fl_tiny.learn.requant import patch
@@ -50,15 +50,20 @@ def serve(directory: Path, job: Job, out: BinaryIO) -> None:
     if job.offer is not None:
         offer = wire.decode(wire.Offer, job.offer)
         if offer.gram is not None:
-            _answer(out, client_sums(samples, head, offer))
+            summed = read_samples(store, data, job.last)
+            _answer(out, client_sums(summed, head, offer, job.floors))
         else:
-            _answer(out, client_update(samples, head, offer, store.residual(), np.random.default_rng()))
+            rng = np.random.default_rng()
+            _answer(out, client_update(samples, head, offer, store.residual(), rng, job.floors))
     if job.choose:
         _answer(out, _chosen(data, samples, choose(samples, head, store.kept(), job.epochs), head.body))
 
 
-def read_samples(store: DeviceStore, data: bytes) -> Samples:
-    """The stored samples, for the head of the model ``data``. Raises: ModelError, DataError."""
+def read_samples(store: DeviceStore, data: bytes, last: int | None = None) -> Samples:
+    """The stored samples, for the head of the model ``data``. last: as in ``DeviceStore.samples``.
+
+    Raises: ModelError, DataError.
+    """
     manifest = wire.decode(wire.Manifest, signed.payload_of(store.get("manifest")))
     spec = spec_of(read_model(data), manifest)
     features = np.empty((store.sample_count()[0], spec.feature_size), np.int8)
@@ -66,7 +71,7 @@ def read_samples(store: DeviceStore, data: bytes) -> Samples:
     targets = np.empty(len(features), np.int64) if classes else np.empty((len(features), spec.outputs), np.float32)
     held = np.zeros(len(features), np.bool_)
     row = 0
-    for sample, out in store.samples():
+    for sample, out in store.samples(last):
         if row == len(features):
             break  # a command beside us is adding more: the next job sees them
         target = sample.label if classes else np.frombuffer(sample.target or b"", "<f4")
@@ -105,7 +110,8 @@ def main() -> None:
         job = wire.decode(Job, sys.stdin.buffer.read(FRAME_LIMIT), limit=FRAME_LIMIT)
         serve(Path(sys.argv[1]), job, out)
     except FlTinyError as fault:
-        _answer(out, Failed(str(fault).encode()[:512].decode("utf-8", "ignore")))
+        code = wire.Code.PRIVACY if isinstance(fault, NotAllowed) else None
+        _answer(out, Failed(str(fault).encode()[:512].decode("utf-8", "ignore"), code))
 
 
 def _chosen(data: bytes, samples: Samples, choice: Choice, start: bytes) -> Chosen:

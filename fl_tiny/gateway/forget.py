@@ -54,10 +54,10 @@ def forget(directory: Path, which: str) -> tuple[Device, int]:
 def carry_out(store: Store, start: ExactStart, seed: bytes, did: bytes) -> Version:
     """Publish the head of the other devices' sums, in the transaction that drops this one's. Only DIR's owner may."""
     others = {other: body for other, body in store.sums() if other != did}
-    total = start.total(others.values())
+    total, _ = start.total(list(others.values()))
     digest = hashlib.sha256(signed.payload_of(store.get("manifest"))).digest()
     number = store.head().number + 1
-    version = make_version(number, start.made(total), total.samples, digest, seed, since=number, epoch=store.epoch)
+    version = make_version(number, start.made(total), digest, seed, since=number, epoch=store.epoch)
     scores = start.outliers(list(others.values()))
     store.forget(did, os.urandom(8), version, dict(zip(others, scores, strict=True)))
     return version

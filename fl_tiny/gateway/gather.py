@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final, Protocol
 
@@ -19,7 +19,8 @@ from fl_tiny.learn import exact, gram, ridge
 from fl_tiny.learn.head import HeadSpec
 from fl_tiny.learn.loss import Task
 from fl_tiny.learn.tflite import read_model
-from fl_tiny.protocol import aggregate, codes, signed, wire
+from fl_tiny.protocol import aggregate, codes, grams, signed, wire
+from fl_tiny.protocol.aggregate import WHOLE, Share
 from fl_tiny.protocol.codes import most_bytes
 from fl_tiny.protocol.delta import difference
 from fl_tiny.protocol.grams import GramSum, config_of
@@ -54,17 +55,26 @@ class Kind(str, Enum):
 class Made:
     """A head that a round has made, not signed yet. steps: for the next round.   ranges: of outputs, for the head.
 
-    delta: from the head before.
+    delta: from the head before.   shares: what of each device's update counts, by did.
     """
 
     head: aggregate.Published
     steps: tuple[float, ...]
     ranges: tuple[float, ...] | None
     delta: wire.Delta | None = None
+    shares: Mapping[bytes, Share] = field(default_factory=dict)
+
+    @property
+    def weight(self) -> int:
+        """Samples that count."""
+        return sum(share.weight for share in self.shares.values())
+
+
+Entries = Callable[[], Iterable[Entry]]  # a round's accepted updates ordered by did, as often as it is called
 
 
 class Gathering(Protocol):
-    """One round's running sum."""
+    """What one round gathers. It keeps nothing: the ledger has all that came."""
 
     size: int  # the most bytes that one device sends
 
@@ -76,25 +86,14 @@ class Gathering(Protocol):
     def config(self) -> wire.GramConfig | None:
         """What the offer says of sums."""
 
-    @property
-    def weight(self) -> int:
-        """Samples in the sum."""
-
-    @property
-    def updates(self) -> int:
-        """Devices in the sum."""
-
     def takes(self, size: int, encoding: int | None = None, /) -> bool:
         """May what a device sends be ``size`` bytes long? encoding: None: in any that is taken."""
 
     def check(self, codes: bytes, update: wire.Update, /) -> None:
-        """Raises: RemoteError unless ``codes`` may be added."""
+        """Raises: RemoteError unless ``codes`` may count."""
 
-    def add(self, codes: bytes, samples: int, encoding: int = Encoding.INT8, /) -> None:
-        """Add what one device sent; the order does not matter."""
-
-    def made(self, base: Version, entries: Iterable[Entry], /) -> Made:
-        """The next head. entries: those that were added, from the ledger."""
+    def made(self, base: Version, entries: Entries, /) -> Made:
+        """The next head. entries: at least one."""
 
 
 class Changes:
@@ -102,6 +101,7 @@ class Changes:
 
     kept: the strategy's state, as the last round left it.
     share: of the parameters, that a top-k update names; 0: top-k is refused.
+    max_samples: the most that an update may weigh.
     """
 
     kind: Final = Kind.TRAIN
@@ -113,22 +113,12 @@ class Changes:
         strategy: Strategy | None = None,
         kept: Mapping[str, bytes] | None = None,
         share: float = 0.0,
+        max_samples: int = wire.U16,
     ) -> None:
         self._manifest, self._strategy, self._kept = manifest, strategy or FedAvg(), kept or {}
-        self._parameters = manifest.parameters
+        self._parameters, self._max_samples = manifest.parameters, max_samples
         self._most = named_at_most(self._parameters, share) if share else 0
         self.size = max(most_bytes(encoding, self._parameters, self._most) for encoding in Encoding)
-        self._sum = aggregate.RunningSum(manifest.shapes)
-
-    @property
-    def weight(self) -> int:
-        """As in ``Gathering``."""
-        return self._sum.weight
-
-    @property
-    def updates(self) -> int:
-        """As in ``Gathering``."""
-        return self._sum.updates
 
     def takes(self, size: int, encoding: int | None = None) -> bool:
         """As in ``Gathering``."""
@@ -137,11 +127,9 @@ class Changes:
 
     def check(self, body: bytes, update: wire.Update) -> None:
         """As in ``Gathering``."""
-        self._expanded(body, update.encoding or Encoding.INT8, self._most)
-
-    def add(self, body: bytes, samples: int, encoding: int = Encoding.INT8) -> None:
-        """As in ``Gathering``."""
-        self._sum.add(self._expanded(body, encoding, None), samples)  # checked, by a setting that may since be another
+        if update.samples > self._max_samples:
+            raise RemoteError(f"{update.samples} samples, at most {self._max_samples} count", code=wire.Code.QUOTA)
+        aggregate.check_codes(self._expanded(body, update.encoding or Encoding.INT8, self._most), self._parameters)
 
     def _expanded(self, body: bytes, encoding: int, most: int | None) -> bytes:
         try:
@@ -149,13 +137,30 @@ class Changes:
         except MalformedMessage as fault:
             raise RemoteError(str(fault), code=wire.Code.SHAPE) from fault
 
-    def made(self, base: Version, entries: Iterable[Entry]) -> Made:
-        """As in ``Gathering``."""
-        ranges = aggregate.merge_ranges([e.ranges for e in entries if e.ranges is not None])
+    def made(self, base: Version, entries: Entries) -> Made:
+        """As in ``Gathering``. The updates are read twice: once for the medians, once for the sum."""
+        shapes = self._manifest.shapes
+        dids, weights, measures, reported = [], [], [], []
+        for entry in entries():
+            dids.append(entry.did)
+            weights.append(entry.samples)
+            measures.append(aggregate.measure(self._codes_of(entry), base.steps, shapes))
+            reported.append(entry.ranges)
+        shares = dict(zip(dids, aggregate.shares(weights, measures), strict=True))
+        total = aggregate.RunningSum(shapes)
+        for entry in entries():
+            total.add(self._codes_of(entry), shares[entry.did])
+        ranges = aggregate.merge_ranges([each for each in reported if each is not None])
         head = HeadBody(base.body, wire.decode(wire.Head, signed.payload_of(base.signed)).scales)
-        new = aggregate.publish(head, base.residual, self._manifest.shapes, base.steps, self._sum, self._step)
-        delta = delta_to(new.head, base, head.scales, self._manifest.shapes)
-        return Made(new, aggregate.next_steps(base.steps, self._sum.peaks), ranges, delta)
+        new = aggregate.publish(head, base.residual, shapes, base.steps, total, self._step)
+        delta = delta_to(new.head, base, head.scales, shapes)
+        steps = aggregate.next_steps(base.steps, aggregate.median_peaks(measures))
+        return Made(new, steps, ranges, delta, shares)
+
+    def _codes_of(self, entry: Entry) -> bytes:
+        """An accepted update as int8 codes; it was checked by a setting of ``share`` that may since be another."""
+        assert entry.codes is not None
+        return self._expanded(entry.codes, entry.encoding, None)
 
     def _step(self, base: Tensors, change: Tensors) -> Move:
         """The strategy's move; where another package's fails, the mean change as it is: no update is lost by it."""
@@ -177,19 +182,9 @@ class Grams:
 
     def __init__(self, start: ExactStart, min_samples: int) -> None:
         self._start = start
-        self._sum = start.nothing(min_samples)
-        self.size = self._sum.size
+        self._empty = start.nothing(min_samples)
+        self.size = self._empty.size
         self.config = config_of(start.plan, min_samples)
-
-    @property
-    def weight(self) -> int:
-        """As in ``Gathering``."""
-        return self._sum.weight
-
-    @property
-    def updates(self) -> int:
-        """As in ``Gathering``."""
-        return self._sum.updates
 
     def takes(self, size: int, encoding: int | None = None) -> bool:
         """As in ``Gathering``."""
@@ -197,15 +192,17 @@ class Grams:
 
     def check(self, body: bytes, update: wire.Update) -> None:
         """As in ``Gathering``."""
-        self._sum.check(body, update.samples)
+        self._empty.check(body, update.samples)
 
-    def add(self, body: bytes, _samples: int, _encoding: int = Encoding.INT8) -> None:
+    def made(self, _base: Version, entries: Entries) -> Made:
         """As in ``Gathering``."""
-        self._sum.add(body)
-
-    def made(self, _base: Version, _entries: Iterable[Entry]) -> Made:
-        """As in ``Gathering``."""
-        return self._start.made(self._sum.total)
+        rows = [(entry.did, entry.codes or b"") for entry in entries()]
+        total, counted = self._start.total([body for _, body in rows])
+        shares = {
+            did: Share(self._start.sums(body).samples * factor // WHOLE, factor)
+            for (did, body), factor in zip(rows, counted, strict=True)
+        }
+        return replace(self._start.made(total), shares=shares)
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +237,7 @@ class ExactStart:
 
     def made(self, total: gram.Sums) -> Made:
         """The head that the sums determine; without samples version 0 again."""
-        if total.samples == 0:
+        if total.samples < 1:
             return first_made(self._base)
         solved = exact.exact_head(self._spec, self._base, self.plan, total)
         head = aggregate.Published(encode_head(solved.params), b"")
@@ -252,12 +249,13 @@ class ExactStart:
             raise DataError(f"stored sums of {len(body)} B do not fit this model")
         return gram.from_bytes(body, self.plan.width, self.plan.outputs)
 
-    def total(self, bodies: Iterable[bytes]) -> gram.Sums:
-        """The sums of all."""
-        total = self.nothing(1).total
-        for body in bodies:
-            total = total.plus(self.sums(body))
-        return total
+    def total(self, bodies: Sequence[bytes]) -> tuple[gram.Sums, list[int]]:
+        """The sums of all, each cut to about as many samples as the median device has, and the factor of each."""
+        counted = grams.factors([self.sums(body).samples for body in bodies])
+        total = self.nothing(1)
+        for body, factor in zip(bodies, counted, strict=True):
+            total.add(body, factor)
+        return total.total, counted
 
     def outliers(self, bodies: Sequence[bytes]) -> list[float | None]:
         """How far each device's samples are from what the others say: the loss of a head solved without them, in
@@ -268,12 +266,14 @@ class ExactStart:
         """
         if len(bodies) < LEAST_COMPARED:
             return [None] * len(bodies)
-        total, offset = self.total(bodies), exact.offset(self._spec)
+        (total, counted), offset = self.total(bodies), exact.offset(self._spec)
         penalty = exact.regression(self._spec, self._base, self.plan, total).penalty
         losses = []
-        for own in map(self.sums, bodies):
-            others = exact.regression(self._spec, self._base, self.plan, total.plus(own, -1), penalty)
-            losses.append(ridge.mean_loss(others, own, offset))
+        for own, factor in zip(map(self.sums, bodies), counted, strict=True):
+            rest = total.plus(own, -factor / WHOLE)
+            losses.append(
+                ridge.mean_loss(exact.regression(self._spec, self._base, self.plan, rest, penalty), own, offset)
+            )
         middle = float(np.median(losses))
         spread = NORMAL * float(np.median(np.abs(np.array(losses) - middle)))
         return [(loss - middle) / max(spread, LEAST_SPREAD * middle, 1e-9) for loss in losses]
@@ -282,7 +282,6 @@ class ExactStart:
 def make_version(
     number: int,
     made: Made,
-    weight: int,
     manifest_digest: bytes,
     seed: bytes,
     since: int | None = None,
@@ -293,18 +292,13 @@ def make_version(
     digest = hashlib.sha256(body).digest()
     head = wire.Head(manifest_digest, number, digest, len(body), scales, made.ranges, since, epoch, made.delta)
     message = signed.sign(wire.encode(head), seed)
-    return Version(number, digest, body, message, made.head.residual, made.steps, weight)
+    return Version(number, digest, body, message, made.head.residual, made.steps, made.weight)
 
 
 def delta_to(new: HeadBody, base: Version, scales: tuple[float, ...], shapes: Shapes) -> wire.Delta | None:
     """What a signed head says of the delta from ``base``. scales: those of ``base``."""
     found = difference(base.body, new.body, shapes) if new.scales == scales else None
     return wire.Delta(found[0], len(found[1]), base.digest) if found else None
-
-
-def encoding_of(entry: Entry) -> int:
-    """How the codes of an entry are packed: what its device signed."""
-    return wire.decode(wire.Update, signed.payload_of(entry.signed)).encoding or Encoding.INT8
 
 
 def named_at_most(parameters: int, share: float) -> int:

@@ -13,7 +13,7 @@ from fl_tiny.gateway.tables import Device, reject_updates
 from fl_tiny.protocol import wire
 from fl_tiny.protocol.pairing import PAIR
 from fl_tiny.protocol.rekey import NEXT, Rekey
-from fl_tiny.protocol.wire import Code, Status
+from fl_tiny.protocol.wire import Code
 
 log = logging.getLogger(__name__)
 
@@ -92,12 +92,6 @@ class Identities:
         ripe = [did for did, since in self._out.items() if TELL_S <= now - since < math.inf]
         self._out.update(dict.fromkeys(ripe, -math.inf))  # once
         return ripe
-
-    def updates(self, rid: bytes) -> int:
-        """How many updates of a round count, devices that have gone out left aside."""
-        query = "SELECT count(*) FROM ledger WHERE rid=? AND status=?"
-        count: int = self._store.rows(query, rid, Status.ACCEPTED.value)[0][0]
-        return count
 
     def started(self, device: Device, register: wire.Register) -> None:
         """A device has come: look whether it may be a copy. Raises: RemoteError when it is put, or is, in quarantine.

@@ -205,7 +205,7 @@ class Models:
         if isinstance(first, int):
             parameters = read_parameters(spec := spec_of(read_model(data), manifest))
             made = first_made(trained_part(spec, parameters))
-            first = make_version(first, made, 0, digest, self._seed, epoch=self._store.epoch)
+            first = make_version(first, made, digest, self._seed, epoch=self._store.epoch)
         return Held(manifest, message, digest, data, canary, first)
 
 

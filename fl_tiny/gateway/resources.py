@@ -326,8 +326,6 @@ class Resources:
             raise RemoteError("the update starts from another head", code=Code.STALE_BASE)
         if not gateway.gathering.takes(update.size, update.encoding or wire.Encoding.INT8):
             raise RemoteError(f"{update.size} B of codes do not fit this head", code=Code.SHAPE)
-        if update.samples > gateway.max_samples:
-            raise RemoteError(f"{update.samples} samples, at most {gateway.max_samples} count", code=Code.QUOTA)
         if update.ranges is not None and len(update.ranges) != 2 * gateway.manifest.layers:
             raise RemoteError("as many ranges as layers, lo and hi each", code=Code.SHAPE)
 

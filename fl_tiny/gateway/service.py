@@ -23,7 +23,6 @@ from fl_tiny.gateway.gather import (
     Gathering,
     Grams,
     Kind,
-    encoding_of,
     make_version,
     train_behind,
 )
@@ -103,9 +102,13 @@ class Gateway:
         self._opened_at = 0.0
         self._has_opened = False  # in this run of the gateway
         self._saved_at = time.monotonic()
-        self.gathering: Gathering = self._gathers(self._next_kind())
+        self.gathering: Gathering
+        self.rounds: Rounds
         self.uploads = Uploads(Chunks(store))
-        self.rounds = self._restore()
+        self._check()
+        self._resume()
+        if self.rounds.rid is not None:
+            self.uploads.begin(self.rounds.rid, self.gathering.size, self.gathering.takes)
 
     # ---- what requests ask and change -------------------------------------------------------------------------
 
@@ -162,7 +165,7 @@ class Gateway:
             left_ms,
             self.head.steps,
             train_behind(self.strategy.train(self.train), solved=self.store.solved() is not None),
-            self.max_samples,
+            wire.U16 if self.gathering.config else self.max_samples,  # sums are never of a choice of samples
             self.gathering.config,
             *self._encodings.offered(able, self.manifest.parameters),
         )
@@ -178,10 +181,8 @@ class Gateway:
         return self.rounds.handle(event, time.monotonic())
 
     def received(self, rid: bytes, entries: Sequence[Entry]) -> None:
-        """Updates that are in the ledger now: into the sum with all of them, then the round may close."""
+        """Updates are in the ledger now: the round may close."""
         for entry in entries:
-            assert entry.codes is not None
-            self.gathering.add(entry.codes, entry.samples, encoding_of(entry))
             self.uploads.drop(entry.did)
             self.emit("update", {"number": self.head.number + 1, "status": "accepted", "device": entry.did.hex()})
             log.info("update accepted round=%d device=%s", self.head.number + 1, entry.did.hex()[:8])
@@ -199,8 +200,6 @@ class Gateway:
         for did in revoked:
             del self.attendance.known[did]
             self.uploads.drop(did)
-        if self.rounds.rid is not None:
-            self.gathering = self._gathered(self.rounds.rid)
         for did in revoked:
             self.handle(Revoked(did))
 
@@ -282,7 +281,7 @@ class Gateway:
                 self._next_open = now + self.settings.interval_s
                 opened = self.store.opened()
                 assert opened is not None
-                if isinstance(action, Publish) and self._recounted(opened.rid):
+                if isinstance(action, Publish) and self.store.delivered(opened.rid):  # some may have gone out
                     self._publish(opened.rid, now - self._opened_at)
                 else:
                     why = "no update was left" if isinstance(action, Publish) else action.why
@@ -293,25 +292,20 @@ class Gateway:
                 self.uploads.clear()
                 self._wake.set()
 
-    def _recounted(self, rid: bytes) -> bool:
-        """Is there an update to publish? One whose device went out a moment ago leaves the sum first."""
-        if self.identities.updates(rid) != self.gathering.updates:
-            self.gathering = self._gathered(rid)
-        return self.gathering.updates > 0
-
     def _publish(self, rid: bytes, seconds: float) -> None:
-        gathered = self.gathering
-        made = gathered.made(self.head, self.store.accepted(rid))
+        made = self.gathering.made(self.head, lambda: self.store.accepted(rid))
         number, since, outliers = self.head.number + 1, self.store.solved(), None
-        if gathered.kind is Kind.EXACT:
+        if self.gathering.kind is Kind.EXACT:
             sent = [(entry.did, entry.codes or b"") for entry in self.store.accepted(rid)]
             scores = self._start.outliers([body for _, body in sent])
             outliers, since = dict(zip([did for did, _ in sent], scores, strict=True)), number
-        version = make_version(number, made, gathered.weight, self.models.current.digest, self._seed, since, self.epoch)
-        self.store.publish(rid, version, seconds, outliers=outliers, strategy=encode_state(made.head.state))
+        version = make_version(number, made, self.models.current.digest, self._seed, since, self.epoch)
+        state = encode_state(made.head.state)
+        self.store.publish(rid, version, seconds, shares=made.shares, outliers=outliers, strategy=state)
         self.head = version
-        self.emit("round", {"number": version.number, "state": "published", "updates": gathered.updates})
-        log.info("round published number=%d updates=%d seconds=%.2f", version.number, gathered.updates, seconds)
+        updates = len(made.shares)
+        self.emit("round", {"number": version.number, "state": "published", "updates": updates})
+        log.info("round published number=%d updates=%d seconds=%.2f", version.number, updates, seconds)
 
     # ---- exact starts -----------------------------------------------------------------------------------------
 
@@ -325,18 +319,17 @@ class Gateway:
     def _gathers(self, kind: Kind) -> Gathering:
         if kind is Kind.EXACT:
             return Grams(self._start, self._exact.min_samples)
-        return Changes(self.manifest, self.strategy, self.store.strategy_state(), self._encodings.topk_share)
+        state, share = self.store.strategy_state(), self._encodings.topk_share
+        return Changes(self.manifest, self.strategy, state, share, self.max_samples)
 
     def _forget(self) -> None:
         """A command beside us may have asked to forget devices: publish heads without them."""
         for did in self.store.to_forget():
-            rid = self.rounds.rid
+            number = self.rounds.rid and self.head.number + 1
             version = forget.carry_out(self.store, self._start, self._seed, did)
-            if rid is not None:
-                self.emit("round", {"number": version.number, "state": "aborted", "why": "a device was forgotten"})
-            self.rounds, self.head = Rounds(self.settings), version
-            self.uploads.clear()
-            self.emit("round", {"number": version.number, "state": "published", "updates": 0})
+            if number:
+                self.emit("round", {"number": number, "state": "aborted", "why": "a device was forgotten"})
+            self._begin_anew(version)
             log.info("device forgotten device=%s number=%d", did.hex()[:8], version.number)
 
     def _roll_out(self) -> None:
@@ -347,32 +340,35 @@ class Gateway:
             return
         version = self.models.complete()
         self.__dict__.pop("_start", None)
-        self.rounds, self.head = Rounds(self.settings), version
-        self.gathering = self._gathers(self._next_kind())
+        self._begin_anew(version)
+        log.info("model rolled out counter=%d number=%d", self.manifest.counter, version.number)
+
+    def _begin_anew(self, head: Version) -> None:
+        """Go on from a head that no round has made, as at a start. The store has ended the round that was open."""
+        self.head = head
+        self._resume()
         self.uploads.clear()
         self._has_opened, self._next_open = False, 0.0
-        self.emit("round", {"number": version.number, "state": "published", "updates": 0})
-        log.info("model rolled out counter=%d number=%d", self.manifest.counter, version.number)
+        self.emit("round", {"number": head.number, "state": "published", "updates": 0})
 
     # ---- across a restart -----------------------------------------------------------------------------------
 
-    def _restore(self) -> Rounds:
+    def _check(self) -> None:
         faults = self.store.faults()
         if faults:
             raise DataError("the ledger is not sound: " + "; ".join(faults), hint=HINT)
-        rounds = self._reopened()
-        if rounds.rid is not None:
-            self.uploads.begin(rounds.rid, self.gathering.size, self.gathering.takes)
-        return rounds
 
     def rebuild(self) -> None:
-        """A write has failed: the round and its sum anew, as the ledger has them."""
-        self.rounds = self._reopened()
+        """A write has failed: the round anew, as the ledger has it."""
+        self._resume()
 
-    def _reopened(self) -> Rounds:
+    def _resume(self) -> None:
+        """The round that is open in the ledger; without one, the next."""
         opened = self.store.opened()
+        self.gathering = self._gathers(Kind(opened.kind) if opened else self._next_kind())
+        self.rounds = Rounds(self.settings)
         if opened is None:
-            return Rounds(self.settings)
+            return
         now = time.monotonic()
         left_s = max(opened.left_s, min(60.0, self.settings.deadline_s))  # docs/protocol.md: a restart costs no round
         self._opened_at = now - max(0.0, self.settings.deadline_s - opened.left_s)
@@ -380,20 +376,9 @@ class Gateway:
         joined = frozenset(did for did, said in answers if said == wire.Said.JOIN)
         self.attendance.expect_back(joined, now)
         event = Opened(opened.rid, opened.number, joined, self._active(), left_s)
-        rounds = restored(self.settings, event, answers, now)
-        self.gathering = self._gathered(opened.rid, Kind(opened.kind))
-        for entry in self.store.accepted(opened.rid):
-            rounds._delivered(Delivered(entry.did), now)
-        log.info("round resumed number=%d updates=%d", opened.number, self.gathering.updates)
-        return rounds
-
-    def _gathered(self, rid: bytes, kind: Kind | None = None) -> Gathering:
-        """The running sum anew, from the ledger. kind: None keeps the open round's."""
-        gathering = self._gathers(kind or self.gathering.kind)
-        for entry in self.store.accepted(rid):
-            assert entry.codes is not None
-            gathering.add(entry.codes, entry.samples, encoding_of(entry))
-        return gathering
+        delivered = self.store.delivered(opened.rid)
+        self.rounds = restored(self.settings, event, answers, now, delivered)
+        log.info("round resumed number=%d updates=%d", opened.number, len(delivered))
 
     def _save(self, now: float) -> None:
         if now - self._saved_at < SAVE_EVERY_S:

@@ -76,7 +76,7 @@ def initialise(
     write_atomic(directory / statedir.MODEL / BASE, made.data)
     parameters = trained_part(made.spec, read_parameters(made.spec))
     digest = signed.digest(signed.payload_of(file.signed))
-    first = make_version(0, first_made(parameters), 0, digest, keys[GATEWAY_KEY])
+    first = make_version(0, first_made(parameters), digest, keys[GATEWAY_KEY])
     partial = directory / f".{statedir.DATABASE}.new"
     partial.unlink(missing_ok=True)
     store = Store.create(partial)

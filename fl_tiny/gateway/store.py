@@ -33,6 +33,9 @@ from fl_tiny.gateway.tables import (
     insert_version,
     reject_updates,
 )
+from fl_tiny.protocol import wire
+from fl_tiny.protocol.aggregate import Share
+from fl_tiny.protocol.signed import payload_of
 from fl_tiny.protocol.wire import Code, Status
 
 PRAGMAS = (
@@ -228,7 +231,7 @@ class Store:
                 if known is None or known[0] == "revoked":
                     refused[e.did] = Code.REVOKED
                 elif not db.execute(
-                    "INSERT OR IGNORE INTO ledger VALUES(?,?,?,?,?,?,?,?,?,?,NULL)",
+                    "INSERT OR IGNORE INTO ledger VALUES(?,?,?,?,?,?,?,?,?,?,NULL,NULL,NULL)",
                     (*facts, floats_to_bytes(e.ranges), e.codes),
                 ).rowcount:
                     refused[e.did] = Code.CONFLICT
@@ -244,6 +247,11 @@ class Store:
         row = self._db.execute("SELECT count(*) FROM ledger WHERE did=? AND consumed_by IS NOT NULL", (did,)).fetchone()
         return int(row[0])
 
+    def delivered(self, rid: bytes) -> list[bytes]:
+        """Whose updates of a round are accepted."""
+        query = "SELECT did FROM ledger WHERE rid=? AND status=? ORDER BY did"
+        return [row[0] for row in self._db.execute(query, (rid, Status.ACCEPTED.value))]
+
     def accepted(self, rid: bytes) -> Iterator[Entry]:
         """The round's accepted updates ordered by did, one at a time."""
         rows = self._db.execute(
@@ -252,7 +260,8 @@ class Store:
             (rid, Status.ACCEPTED.value),
         )
         for did, signed, samples, held, loss, accuracy, ranges, codes in rows:
-            yield Entry(did, signed, samples, held, loss, accuracy, bytes_to_floats(ranges), codes)
+            encoding = wire.decode(wire.Update, payload_of(signed)).encoding or wire.Encoding.INT8
+            yield Entry(did, signed, samples, held, loss, accuracy, bytes_to_floats(ranges), codes, encoding)
 
     def publish(
         self,
@@ -260,11 +269,13 @@ class Store:
         version: Version,
         seconds: float,
         *,
+        shares: Mapping[bytes, Share] | None = None,
         outliers: Mapping[bytes, float | None] | None = None,
         strategy: Mapping[str, bytes] | None = None,
     ) -> None:
         """The round closes: the head, the round and the evidence that made it, all or nothing.
 
+        shares: what of each device's update counted.
         outliers: a score a device, when what it sent are sums, which stay; None: what it sent is dropped.
         strategy: what the strategy remembers from now on.
         """
@@ -279,7 +290,7 @@ class Store:
                 )
                 _put_outliers(db, outliers)
             db.execute("UPDATE round SET state='published', left_s=0, seconds=? WHERE rid=?", (seconds, rid))
-            consume_updates(db, rid, version.number)
+            consume_updates(db, rid, version.number, shares or {})
             db.execute(
                 "UPDATE device SET last_round=? WHERE did IN (SELECT did FROM ledger WHERE rid=? AND status=?)",
                 (version.number, rid, Status.ACCEPTED.value),
@@ -413,7 +424,7 @@ class Store:
             "an accepted update of a published round was consumed by no head": "SELECT 1 FROM ledger JOIN round"
             " USING(rid) WHERE status=0 AND round.state='published' AND consumed_by IS NOT round.number",
             "a head's weight is not that of its updates": "SELECT 1 FROM version JOIN (SELECT consumed_by number,"
-            " sum(samples) total FROM ledger WHERE consumed_by IS NOT NULL GROUP BY 1) USING(number)"
+            " sum(coalesce(weight, samples)) total FROM ledger WHERE consumed_by IS NOT NULL GROUP BY 1) USING(number)"
             " WHERE number>0 AND weight!=total"
             " AND number NOT IN (SELECT number FROM round WHERE kind IN ('forget', 'model'))",
         }

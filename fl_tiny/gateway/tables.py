@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import sqlite3
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fl_tiny.protocol.wire import Status
+from fl_tiny.protocol.aggregate import Share
+from fl_tiny.protocol.wire import Encoding, Status
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 SCHEMA = """
 CREATE TABLE meta(key TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE device(did BLOB PRIMARY KEY, pk BLOB UNIQUE NOT NULL, psk BLOB NOT NULL, state TEXT NOT NULL, name TEXT,
@@ -25,7 +26,7 @@ CREATE TABLE answer(rid BLOB NOT NULL REFERENCES round(rid) ON DELETE CASCADE, d
   PRIMARY KEY(rid, did)) STRICT, WITHOUT ROWID;
 CREATE TABLE ledger(rid BLOB NOT NULL REFERENCES round(rid), did BLOB NOT NULL REFERENCES device(did),
   signed BLOB NOT NULL, samples INT NOT NULL, status INT NOT NULL, held INT, loss REAL, accuracy REAL, ranges BLOB,
-  codes BLOB, consumed_by INT REFERENCES version(number), PRIMARY KEY(rid, did)) STRICT;
+  codes BLOB, consumed_by INT REFERENCES version(number), weight INT, factor INT, PRIMARY KEY(rid, did)) STRICT;
 CREATE TABLE gram(did BLOB PRIMARY KEY REFERENCES device(did), samples INT NOT NULL, body BLOB NOT NULL,
   outlier REAL) STRICT;
 CREATE TABLE strategy(name TEXT PRIMARY KEY, numbers BLOB NOT NULL) STRICT;
@@ -67,6 +68,11 @@ CREATE TABLE bundle(digest BLOB PRIMARY KEY, board TEXT UNIQUE NOT NULL, release
   share REAL NOT NULL) STRICT;
 CREATE TABLE runs(did BLOB PRIMARY KEY, board TEXT NOT NULL, release TEXT NOT NULL, refused BLOB, code INT,
   why TEXT) STRICT;
+""",
+    # weight, factor: what of an update counted (protocol/aggregate.py); NULL: all of it, as before version 6
+    5: """
+ALTER TABLE ledger ADD COLUMN weight INT;
+ALTER TABLE ledger ADD COLUMN factor INT;
 """,
 }
 
@@ -113,7 +119,7 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An update in the ledger; codes are dropped once a version consumed them."""
+    """An update in the ledger; codes are dropped once a version consumed them. encoding: of the codes."""
 
     did: bytes
     signed: bytes
@@ -123,6 +129,7 @@ class Entry:
     accuracy: float | None
     ranges: tuple[float, ...] | None
     codes: bytes | None
+    encoding: int = Encoding.INT8
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,9 +174,10 @@ def abort_open(db: sqlite3.Connection, why: str) -> None:
     db.execute("UPDATE round SET state='aborted', left_s=0, why=? WHERE state='open'", (why,))
 
 
-def consume_updates(db: sqlite3.Connection, rid: bytes, number: int) -> None:
+def consume_updates(db: sqlite3.Connection, rid: bytes, number: int, shares: Mapping[bytes, Share]) -> None:
     """A round's accepted updates are in head ``number``: their codes go, and the residual of the head before.
 
+    shares: what of each counted, by did; nothing is said of one that counted whole.
     The rows are written anew: cleared in place, each would keep the page that its codes had filled (docs/facts.md).
     """
     accepted = (rid, Status.ACCEPTED.value)
@@ -179,7 +187,11 @@ def consume_updates(db: sqlite3.Connection, rid: bytes, number: int) -> None:
         accepted,
     ).fetchall()
     db.execute("DELETE FROM ledger WHERE rid=? AND status=?", accepted)
-    db.executemany("INSERT INTO ledger VALUES(?,?,?,?,?,?,?,?,?,NULL,?)", [(*row, number) for row in rows])
+    counted = [shares.get(row[1], Share(row[3])) for row in rows]
+    db.executemany(
+        "INSERT INTO ledger VALUES(?,?,?,?,?,?,?,?,?,NULL,?,?,?)",
+        [(*row, number, share.weight, share.factor) for row, share in zip(rows, counted, strict=True)],
+    )
     db.execute("UPDATE version SET residual=x'' WHERE number=?", (number - 1,))
 
 

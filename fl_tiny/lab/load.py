@@ -104,7 +104,7 @@ def provision(directory: Path, options: Options) -> tuple[str, str, list[tuple[s
         model_pk=signed.public_key(seeds[MODEL_KEY]),
     )
     digest = hashlib.sha256(encoded).digest()
-    store.add_first(make_version(0, first_made(weights), 0, digest, seeds[GATEWAY_KEY]))
+    store.add_first(make_version(0, first_made(weights), digest, seeds[GATEWAY_KEY]))
     devices = [(os.urandom(signed.SEED_BYTES), os.urandom(32)) for _ in range(options.devices)]
     keys = [signed.public_key(seed) for seed, _ in devices]
     store.add_devices([(signed.device_id(pk), pk, psk) for pk, (_, psk) in zip(keys, devices, strict=True)])

@@ -21,7 +21,7 @@ from fl_tiny.learn.loss import Task
 from fl_tiny.learn.requant import QuantHead, patch
 from fl_tiny.learn.tflite import read_model
 from fl_tiny.protocol import signed, wire
-from fl_tiny.protocol.session import OfferSeen, SendAnswer, Session
+from fl_tiny.protocol.consent import Floors, Past, Stock, reply
 from fl_tiny.protocol.strategy import FedAvg, Strategy, encode_state
 
 KEY = bytes(signed.SEED_BYTES)  # signs the simulated heads; nobody trusts it
@@ -93,7 +93,7 @@ def simulate(
     down: list[int] = []
     train = (strategy or FedAvg()).train(train)
     for number in range(1, rounds + 1):
-        gathering: Gathering = Changes(manifest, strategy, state, encodings.topk_share)
+        gathering: Gathering = Changes(manifest, strategy, state, encodings.topk_share, max_samples)
         if start == "exact" and number == 1:
             gathering = Grams(ExactStart(manifest, spec, version), min_samples)
         how = train_behind(train, solved=start == "exact" and number > 1)
@@ -126,11 +126,12 @@ class _Board:
         self.head: QuantHead | None = None  # of model/current.tflite; None: the file as it came
 
     def takes_part(self, offer: wire.Offer) -> bool:
-        """Does a device with these samples join (protocol/session.py)?"""
+        """Does a device with these samples join (protocol/consent.py)?"""
         held, labels = self.samples.held, self.samples.labels
         classes = len(np.unique(labels)) if self.samples.spec.task is Task.CLASSES else None
-        seen = OfferSeen(offer, len(held), int(held.sum()), classes)
-        return Session().handle(seen) == [SendAnswer(wire.Said.JOIN)]
+        summed = dict(zip(*(v.tolist() for v in np.unique(labels[~held], return_counts=True)), strict=True))
+        stock = Stock(len(held), int(held.sum()), classes, summed)
+        return reply(offer, Floors(), stock, Past()).said is wire.Said.JOIN
 
     def train(self, base: HeldHead, offer: wire.Offer, rng: np.random.Generator) -> Trained:
         """A client update that counts: what its codes leave unsaid waits for the next."""
@@ -158,22 +159,23 @@ def _round(
 ) -> tuple[Version, float | None, dict[str, bytes]]:
     """The head that one round publishes, the mean accuracy of its base on held-out samples, the strategy's state."""
     entries, scores = [], []
+    encoding = offer.encoding or wire.Encoding.INT8
     for place, board in enumerate(boards):
         if not board.takes_part(offer):
             continue
         trained = board.train(_held(base), offer, np.random.default_rng([seed, offer.number, place]))
-        gathering.add(trained.codes, trained.samples, offer.encoding or wire.Encoding.INT8)
-        entries.append(Entry(bytes(16), b"", trained.samples, None, None, None, trained.ranges, None))
+        did = place.to_bytes(16, "big")
+        entries.append(Entry(did, b"", trained.samples, None, None, None, trained.ranges, trained.codes, encoding))
         if trained.metrics is not None:
             scores.append(trained.metrics.accuracy)
-    made, digest = gathering.made(base, entries), _digest(boards[0].samples.manifest)
-    version = make_version(offer.number, made, gathering.weight, digest, KEY)
+    made, digest = gathering.made(base, lambda: entries), _digest(boards[0].samples.manifest)
+    version = make_version(offer.number, made, digest, KEY)
     return version, float(np.mean(scores)) if scores else None, encode_state(made.head.state)
 
 
 def _first(manifest: wire.Manifest, spec: HeadSpec) -> Version:
     """Version 0, as ``gateway init`` makes it."""
-    return make_version(0, first_made(trained_part(spec, read_parameters(spec))), 0, _digest(manifest), KEY)
+    return make_version(0, first_made(trained_part(spec, read_parameters(spec))), _digest(manifest), KEY)
 
 
 def _digest(manifest: wire.Manifest) -> bytes:

@@ -23,6 +23,7 @@ from fl_tiny.learn.requant import BATCH, QuantHead, requantise
 
 Codes = NDArray[np.int8]
 Integers = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 LARGEST = 128  # |code| at most
 WORD = 4  # bytes of one sum: int32
@@ -47,20 +48,21 @@ class Plan:
 class Sums:
     """Of samples with codes f (a constant 1 appended) and targets t: gram = sum(f f^T), moments = sum(f t^T).
 
-    gram: (width + 1, width + 1) int64, symmetric.   moments: (width + 1, outputs) int64; its last row counts.
+    gram: (width + 1, width + 1), symmetric.   moments: (width + 1, outputs); its last row counts.   Both are int64 as a
+    device makes them, float64 where devices' sums were cut.
     """
 
-    gram: Integers
-    moments: Integers
+    gram: Integers | Floats
+    moments: Integers | Floats
 
     @property
     def samples(self) -> int:
         """How many samples are in the sums."""
         return int(self.gram[-1, -1])
 
-    def plus(self, other: Sums, sign: int = 1) -> Sums:
-        """The sums of both sets of samples; with ``sign`` -1, of this set without the other."""
-        return Sums(self.gram + sign * other.gram, self.moments + sign * other.moments)
+    def plus(self, other: Sums, times: float = 1) -> Sums:
+        """The sums of both sets of samples, the other's counted ``times``; with -1: without the other."""
+        return Sums(self.gram + times * other.gram, self.moments + times * other.moments)
 
 
 def size_bytes(width: int, outputs: int) -> int:

@@ -40,7 +40,7 @@ def solve(sums: Sums, *, origin: int | None, offset: float, penalty: float | Non
     layers without a bias.   penalty: None chooses the one of least generalised cross-validation error.
     Raises: DataError without samples.
     """
-    n = sums.samples
+    n = float(sums.gram[-1, -1])
     if n < 1:
         raise DataError("there are no samples to solve a head from")
     total = sums.gram[-1, :-1].astype(np.float64)
@@ -67,17 +67,19 @@ def mean_loss(ridge: Ridge, sums: Sums, offset: float) -> float:
     b = ridge.coefficients.copy()
     b[-1] += offset
     square = sums.moments[-1].sum() - 2 * (b * sums.moments).sum() + ((sums.gram @ b) * b).sum()
-    return float(max(square, 0.0)) / sums.samples
+    return float(max(square, 0.0)) / float(sums.gram[-1, -1])
 
 
 def _about(sums: Sums, shift: Floats) -> Floats:
     """sum((f - shift) (f - shift)^T) without the constant."""
     total = sums.gram[-1, :-1].astype(np.float64)
     crossed = np.outer(shift, total)
-    return np.asarray(sums.gram[:-1, :-1] - crossed - crossed.T + sums.samples * np.outer(shift, shift), np.float64)
+    return np.asarray(
+        sums.gram[:-1, :-1] - crossed - crossed.T + sums.gram[-1, -1] * np.outer(shift, shift), np.float64
+    )
 
 
-def _penalty(values: Floats, rotated: Floats, square: float, n: int, intercept: bool) -> float:
+def _penalty(values: Floats, rotated: Floats, square: float, n: float, intercept: bool) -> float:
     """The penalty of least n * RSS / (n - df)^2, all from the eigenvalues; the larger one of equals."""
     scale = float(values.mean()) or 1.0
     best, chosen = np.inf, PENALTIES[-1] * scale

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Many updates become one head: an exact weighted integer sum, divided once at the end (FedAvg).
 
-int64 addition has no rounding, so arrival order, restarts and replays give the same bits. An update is added as it
-arrives: memory does not grow with the number of devices. Source: McMahan et al., AISTATS 2017 (FedAvg).
+int64 addition has no rounding, so any order, a restart and a replay give the same bits. Updates are added one at a
+time: memory does not grow with the number of devices. Source: McMahan et al., AISTATS 2017 (FedAvg).
+
+No device pulls harder than most do: weights and norms are cut to their medians over the round's devices, and steps
+follow the median of peaks (docs/adr/0062).
 """
 
 from __future__ import annotations
@@ -27,35 +30,86 @@ STEP_TARGET = 96  # the largest code a round should show; a quarter of the range
 STEP_FACTOR = 2.0  # the most that one round may move a step, either way
 
 
+WHOLE = 256  # the factor of an update that is not cut; |127 * 65535 * 256| < 2^31
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """How large one update is. norm: Euclidean length of the change, in real units.   peaks: largest |q|, a tensor."""
+
+    norm: float
+    peaks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What of one update counts. weight: in samples.   factor: of ``WHOLE``, what its codes are multiplied by."""
+
+    weight: int
+    factor: int = WHOLE
+
+
+def measure(codes: bytes, steps: Sequence[float], shapes: Shapes) -> Measure:
+    """The measure of an update. codes: int8, one a parameter.   steps: one a tensor.
+
+    Raises: RemoteError with Code.SHAPE when length or range is wrong.
+    """
+    q = check_codes(codes, sum(math.prod(shape) for shape in shapes))
+    peaks, square, start = [], 0.0, 0
+    for step, shape in zip(steps, shapes, strict=True):
+        part = q[start : start + math.prod(shape)].astype(np.int32)
+        start += len(part)
+        peaks.append(int(np.abs(part).max(initial=0)))
+        square += step * step * float((part.astype(np.int64) ** 2).sum())
+    return Measure(math.sqrt(square), tuple(peaks))
+
+
+def shares(weights: Sequence[int], measures: Sequence[Measure]) -> list[Share]:
+    """What counts of each update of a round: no weight above the median weight, no norm above the median norm."""
+    if not weights:
+        return []
+    most, norm = lower_median(weights), lower_median([m.norm for m in measures])
+    factors = [WHOLE if m.norm <= norm else math.floor(WHOLE * norm / m.norm) for m in measures]
+    return [Share(min(weight, most), factor) for weight, factor in zip(weights, factors, strict=True)]
+
+
+def median_peaks(measures: Sequence[Measure]) -> tuple[int, ...]:
+    """The lower median of devices' peaks, a tensor: one device alone cannot move the next round's steps."""
+    return tuple(lower_median(peaks) for peaks in zip(*(m.peaks for m in measures), strict=True))
+
+
+def lower_median(values: Sequence[Any]) -> Any:
+    """The middle value; of two middle values the smaller one, so that one liar among two gains nothing."""
+    return sorted(values)[(len(values) - 1) // 2]
+
+
 class RunningSum:
-    """sum(samples * q) in int64, and how much was added; the order of additions does not matter."""
+    """sum(weight * factor * q) in int64, and how much was added; the order of additions does not matter."""
 
     def __init__(self, shapes: Shapes) -> None:
-        sizes = [math.prod(shape) for shape in shapes]
-        self.total: NDArray[np.int64] = np.zeros(sum(sizes), np.int64)
+        parameters = sum(math.prod(shape) for shape in shapes)
+        self.total: NDArray[np.int64] = np.zeros(parameters, np.int64)
         self.weight = 0
-        self.updates = 0
-        self.peaks = [0] * len(sizes)  # the largest |q| seen, a tensor
-        self._ends = np.cumsum(sizes)
-        self._product = np.empty(min(STRIPE, len(self.total)), np.int32)
+        self._product = np.empty(min(STRIPE, parameters), np.int32)
 
-    def add(self, codes: bytes, samples: int) -> None:
-        """Add one update. codes: int8, one a parameter.  samples: 1..65535, its weight.
+    def add(self, codes: bytes, share: Share) -> None:
+        """Add one update. codes: int8, one a parameter.   share: its weight is 1..65535.
 
         Raises: RemoteError with Code.SHAPE, before anything is added.
         """
         q = check_codes(codes, len(self.total))
-        start = 0
-        for i, end in enumerate(self._ends):
-            self.peaks[i] = max(self.peaks[i], int(q[start:end].max()), -int(q[start:end].min()))
-            start = end
+        scale = np.int32(share.weight * share.factor)
         for at in range(0, len(q), STRIPE):
             part = q[at : at + STRIPE]
             product = self._product[: len(part)]
-            np.multiply(part, np.int32(samples), out=product, dtype=np.int32)  # |127 * 65535| < 2^31
+            np.multiply(part, scale, out=product, dtype=np.int32)
             self.total[at : at + len(part)] += product
-        self.weight += samples
-        self.updates += 1
+        self.weight += share.weight
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """The mean change in codes, divided once. An update that was cut counts no less in the divisor."""
+        return np.asarray(self.total / (WHOLE * self.weight), np.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +139,7 @@ def publish(
     summed: RunningSum,
     step: Step | None = None,
 ) -> Published:
-    """The next head: base + residual + step * sum / weight, in float64, divided once.
+    """The next head: base + residual + step * mean, in float64.
 
     residual: float32, what the form of ``base`` had rounded away (empty: nothing).   step: what a strategy makes of
     the mean change; None takes it as it is (FedAvg).
@@ -94,7 +148,7 @@ def publish(
     before = np.concatenate([tensor.astype(np.float64).ravel() for tensor in decode_head(base, shapes)])
     if residual:
         before += np.frombuffer(residual, "<f4")
-    change = per_parameter(steps, shapes) * (summed.total / summed.weight)
+    change = per_parameter(steps, shapes) * summed.mean
     state: State = {}
     if step is not None:
         move = step(split(before, shapes), split(change, shapes))

@@ -14,6 +14,7 @@ class Said(IntEnum):
     TOO_FEW_SAMPLES = 2
     NO_BETTER = 3
     LATE = 4
+    NOT_ALLOWED = 5
 
 
 class Lack(IntFlag):
@@ -67,6 +68,7 @@ class Code(IntEnum):
     REVOKED = 10
     QUARANTINED = 11
     QUOTA = 12
+    PRIVACY = 14
     PHASE = 15
     DOWNGRADE = 17
     PAIRING = 18

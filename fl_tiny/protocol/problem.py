@@ -25,6 +25,7 @@ COAP_CODE = {  # our code -> the CoAP response code it travels under
     Code.REVOKED: "4.03",
     Code.QUARANTINED: "4.03",
     Code.QUOTA: "4.13",
+    Code.PRIVACY: "4.03",
     Code.PHASE: "4.09",
     Code.DOWNGRADE: "4.09",
     Code.PAIRING: "4.03",

@@ -360,12 +360,20 @@ HANDLE: dict[type, Callable[..., list[Action]]] = {
 }
 
 
-def restored(settings: RoundSettings, event: Opened, answers: Collection[tuple[bytes, int]], now: float) -> Rounds:
-    """The machine after a restart of the gateway: the stored round, with the answers that were stored."""
+def restored(
+    settings: RoundSettings,
+    event: Opened,
+    answers: Collection[tuple[bytes, int]],
+    now: float,
+    delivered: Collection[bytes] = (),
+) -> Rounds:
+    """The machine after a restart of the gateway: the stored round with its stored answers and deliveries."""
     rounds = Rounds(settings)
     rounds._open(event, now)
     for did, said in answers:
         rounds._answered(Answered(did, event.rid, said), now)
+    for did in delivered:
+        rounds._delivered(Delivered(did), now)
     return rounds
 
 

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from enum import Enum
 
 from fl_tiny.errors import OutOfTurn
-from fl_tiny.protocol.wire import Code, Offer, Said, Status
+from fl_tiny.protocol.consent import Reply
+from fl_tiny.protocol.wire import Code, Said, Status
 
-MIN_SAMPLES = 10  # a device with fewer declines: its update would be noise, and show its samples
-MIN_CLASSES = 2
 KEEP_ON = frozenset({Code.LATE, Code.STALE_BASE, Code.PHASE})  # refusals after which the change is kept for later
 
 
@@ -33,17 +32,9 @@ class State(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class OfferSeen:
-    """The gateway offers a round; what this device could bring. held: how many of the samples are held out.
+    """The gateway offers a round, and this device would answer so (protocol/consent.py)."""
 
-    classes: how many it has samples of; None in a fleet that learns labels or values.
-    able: can the board spare what training takes?
-    """
-
-    offer: Offer
-    samples: int
-    held: int
-    classes: int | None
-    able: bool = True
+    reply: Reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +49,9 @@ class Trained:
 
 @dataclass(frozen=True, slots=True)
 class TrainingFailed:
-    """The training child ended without one."""
+    """The training child ended without one. code: the problem code of what it would not do, 0 for none."""
+
+    code: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +75,10 @@ Event = OfferSeen | JoinTaken | Trained | TrainingFailed | Receipted | Refused
 
 @dataclass(frozen=True, slots=True)
 class SendAnswer:
-    """Tell the gateway whether we take part."""
+    """Tell the gateway whether we take part. code: the problem code that goes with it, 0 for none."""
 
     said: Said
+    code: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,17 +94,14 @@ Action = SendAnswer | Settle
 
 
 def _offered(event: OfferSeen) -> tuple[State, list[Action]]:
-    if not event.able:
-        return State.IDLE, [SendAnswer(Said.NO_BUDGET)]
-    gram = event.offer.gram
-    if gram is not None:
-        enough = event.samples - event.held >= gram.min_samples  # sums of a single class are of use
-    else:
-        told_apart = event.classes is None or event.classes >= MIN_CLASSES
-        enough = event.samples >= MIN_SAMPLES and told_apart
-    if not enough:
-        return State.IDLE, [SendAnswer(Said.TOO_FEW_SAMPLES)]
-    return State.JOINING, [SendAnswer(Said.JOIN)]
+    reply = event.reply
+    state = State.JOINING if reply.said is Said.JOIN else State.IDLE
+    return state, [SendAnswer(reply.said, reply.code)]
+
+
+def _failed(event: TrainingFailed) -> tuple[State, list[Action]]:
+    said = Said.NOT_ALLOWED if event.code == Code.PRIVACY else Said.NO_BUDGET
+    return State.IDLE, [SendAnswer(said, event.code)]
 
 
 def _receipted(event: Receipted) -> tuple[State, list[Action]]:
@@ -129,7 +120,7 @@ NEXT: Mapping[tuple[State, type], Row] = {
     (State.JOINING, JoinTaken): lambda _: (State.TRAINING, []),
     (State.JOINING, Refused): lambda _: (State.IDLE, []),
     (State.TRAINING, Trained): lambda _: (State.SENDING, []),
-    (State.TRAINING, TrainingFailed): lambda _: (State.IDLE, [SendAnswer(Said.NO_BUDGET)]),
+    (State.TRAINING, TrainingFailed): _failed,
     (State.SENDING, Receipted): _receipted,
     (State.SENDING, Refused): _refused,
 }

@@ -304,11 +304,12 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A device joins a round or declines it."""
+    """A device joins a round or declines it. code: a problem code that says why; absent: none."""
 
     KIND: ClassVar[int] = 16
     rid: Annotated[bytes, Key(1, RID)]
-    said: Annotated[int, Key(2, uint(0, 4))]
+    said: Annotated[int, Key(2, uint(0, 5))]
+    code: Annotated[int | None, Key(3, uint(0, 99))] = None
 
 
 @dataclass(frozen=True, slots=True)

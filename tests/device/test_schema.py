@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fl_tiny.device.left import Body
 from fl_tiny.device.schema import MIGRATIONS
 from fl_tiny.device.store import DeviceStore, HeldHead, Journal, Kept, Sample
 from fl_tiny.errors import DataError
@@ -142,7 +143,7 @@ def test_whatever_the_order_each_thing_is_what_was_put_last_and_is_there_once(
         match step:
             case "journal", int(n):
                 owed = Journal(n, b"s", bytes([n]) * 2000, bytes([n]) * 4000, b"x")
-                store.put_journal(owed)
+                store.put_journal(owed, Body(bytes([n]) * 8, n, 2000, 40))
                 residuals = 1 + (carried is not None)
             case "settle", what:
                 left = {"owed": owed.residual if owed else b"r", "other": b"other", "none": None}[str(what)]

@@ -91,7 +91,7 @@ def manifest(made: Settled, key: bytes = KEY, **options: Any) -> bytes:
 def own_head(made: Settled) -> HeldHead:
     parameters = trained_part(made.spec, read_parameters(made.spec))
     digest = hashlib.sha256(wire.encode(made.manifest)).digest()
-    version = make_version(0, first_made(parameters), 0, digest, GATEWAY)
+    version = make_version(0, first_made(parameters), digest, GATEWAY)
     return HeldHead(0, version.signed, version.body)
 
 

@@ -8,6 +8,7 @@ import random
 import struct
 from pathlib import Path
 
+from fl_tiny.device.left import Body
 from fl_tiny.device.store import DeviceStore, HeldHead, Journal, Kept
 
 CODES = 12_810  # of a 1280x10 head
@@ -31,7 +32,8 @@ def test_a_day_of_rounds_wears_the_flash_little(tmp_path: Path) -> None:
     for number in range(1, 25):
         left = (random.Random(number).randrange(-128, 129) for _ in range(CODES))  # what rounding to a step leaves
         residual, steps, newer = struct.pack(f"<{CODES}h", *left), os.urandom(16), head(number)
-        store.put_journal(Journal(number, os.urandom(220), os.urandom(CODES), residual, steps))
+        owed = Journal(number, os.urandom(220), os.urandom(CODES), residual, steps)
+        store.put_journal(owed, Body(os.urandom(8), number, CODES, 160))
         store.settle(residual, steps, counted=True)
         store.put_head(newer)
         store.put_kept(Kept(number, "personal", True, bytes(32), newer, patch=os.urandom(CODES)))

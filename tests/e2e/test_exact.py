@@ -23,18 +23,21 @@ EXACT = ("--start", "exact", "--interval", 0)
 
 
 def head_of(directories: list[Path]) -> bytes:
-    """The head that the devices' samples, all in one place, determine."""
-    features, labels = [], []
-    for directory in directories:
-        with sqlite3.connect(directory / "state.db") as db:
-            for codes, label in db.execute("SELECT features, label FROM sample WHERE held=0"):
-                features.append(np.frombuffer(codes, np.int8))
-                labels.append(label)
+    """The head that the devices' samples determine, no device counted for more than the median one has."""
     spec = head_spec(read_model(MODEL.read_bytes()), 2)
     base = decode_head(encode_head(read_parameters(spec)), spec.tensors)
     plan = exact.plan(spec, bytes(32), MAX_CODES)
-    sums = gram.summed(spec, base, plan, np.array(features), np.array(labels))
-    return encode_head(exact.exact_head(spec, base, plan, sums).params).body
+    every = []
+    for directory in directories:
+        with sqlite3.connect(directory / "state.db") as db:
+            rows = db.execute("SELECT features, label FROM sample WHERE held=0").fetchall()
+        features = np.array([np.frombuffer(codes, np.int8) for codes, _ in rows])
+        every.append(gram.summed(spec, base, plan, features, np.array([label for _, label in rows])))
+    most = sorted(sums.samples for sums in every)[(len(every) - 1) // 2]
+    total = gram.Sums(np.zeros_like(every[0].gram), np.zeros_like(every[0].moments))
+    for sums in every:
+        total = total.plus(sums, (256 * min(sums.samples, most) // sums.samples) / 256)
+    return encode_head(exact.exact_head(spec, base, plan, total).params).body
 
 
 def heads(directory: Path) -> dict[int, bytes]:
@@ -44,7 +47,7 @@ def heads(directory: Path) -> dict[int, bytes]:
 
 def test_the_first_head_is_solved_and_the_second_is_trained_from_it(fleet: Fleet) -> None:
     gateway = fleet.gateway(*EXACT, "--rounds", 2, "--clients", 3)
-    devices = [fleet.device(f"d{i}", samples=n, seed=i) for i, n in enumerate((60, 30, 90))]
+    devices = [fleet.device(f"d{i}", samples=n, seed=i) for i, n in enumerate((620, 600, 900))]
     runs = [fleet.run(d, "--rounds", 2) for d in devices]
     assert gateway.wait() == 0
     assert [run.wait() for run in runs] == [0, 0, 0]
@@ -67,7 +70,7 @@ def test_the_first_head_is_solved_and_the_second_is_trained_from_it(fleet: Fleet
 def test_a_gateway_killed_in_an_exact_start_goes_on_with_the_same_command(fleet: Fleet, moment: str) -> None:
     options = (*EXACT, "--rounds", 1, "--clients", 2)
     gateway = fleet.gateway(*options)
-    devices = [fleet.device(f"d{i}", seed=i) for i in range(2)]
+    devices = [fleet.device(f"d{i}", samples=600, seed=i) for i in range(2)]
     for directory in devices:
         (directory / "fl-tiny.toml").write_text("lan_timing = true\n")
     runs = [fleet.run(d, "--rounds", 1) for d in devices]
@@ -86,9 +89,9 @@ def test_a_gateway_killed_in_an_exact_start_goes_on_with_the_same_command(fleet:
 
 
 def test_a_device_with_too_few_samples_declines_an_exact_start(fleet: Fleet) -> None:
-    (fleet.gw / "fl-tiny.toml").write_text('start = "exact"\nmin_samples = 40\n')
+    (fleet.gw / "fl-tiny.toml").write_text('start = "exact"\nmin_samples = 500\n')
     gateway = fleet.gateway("--interval", 0, "--rounds", 1)
-    few, many = fleet.device("few", samples=30), fleet.device("many", samples=80, seed=1)
+    few, many = fleet.device("few", samples=580), fleet.device("many", samples=700, seed=1)
     shy, run = fleet.run(few), fleet.run(many, "--rounds", 1)
     shy.event("round", number=1, state="declined")
     assert gateway.wait() == 0 and run.wait() == 0
@@ -98,7 +101,7 @@ def test_a_device_with_too_few_samples_declines_an_exact_start(fleet: Fleet) -> 
 @pytest.mark.parametrize("running", [True, False])
 def test_a_forgotten_device_leaves_the_head_as_if_it_had_never_been_there(fleet: Fleet, running: bool) -> None:
     gateway = fleet.gateway(*EXACT, "--rounds", 2, "--clients", 3)
-    devices = [fleet.device(f"d{i}", samples=40 + 20 * i, seed=i) for i in range(3)]
+    devices = [fleet.device(f"d{i}", samples=600 + 20 * i, seed=i) for i in range(3)]
     runs = [fleet.run(d, "--rounds", 2) for d in devices]
     assert gateway.wait() == 0
     assert [run.wait() for run in runs] == [0, 0, 0]
@@ -125,7 +128,7 @@ def test_a_forgotten_device_leaves_the_head_as_if_it_had_never_been_there(fleet:
 
 def test_a_forgotten_device_is_in_no_residual_either(fleet: Fleet) -> None:
     gateway = fleet.gateway(*EXACT, "--rounds", 2, "--clients", 2)
-    devices = [fleet.device(f"d{i}", seed=i) for i in range(2)]
+    devices = [fleet.device(f"d{i}", samples=600, seed=i) for i in range(2)]
     runs = [fleet.run(d, "--rounds", 2) for d in devices]
     assert gateway.wait() == 0 and [run.wait() for run in runs] == [0, 0]
     assert residuals(devices[0]) == 1

@@ -25,9 +25,7 @@ def ledger_is_sound(directory: Path) -> None:
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         heads = dict(db.execute("SELECT number, weight FROM version WHERE number>0"))
         found = dict(
-            db.execute(
-                "SELECT consumed_by, sum(samples) FROM ledger WHERE consumed_by IS NOT NULL GROUP BY consumed_by"
-            )
+            db.execute("SELECT consumed_by, sum(weight) FROM ledger WHERE consumed_by IS NOT NULL GROUP BY consumed_by")
         )
         assert heads == found
         assert not db.execute(

@@ -135,7 +135,7 @@ def read_codes(data: bytes) -> None:
     with contextlib.suppress(MalformedMessage):
         decode_head(HeadBody(data, (0.5,)), shapes)
     aggregate.check_codes(data, sum(int(np.prod(shape)) for shape in shapes))
-    total.add(data, 65_535)
+    total.add(data, aggregate.Share(65_535))
 
 
 # ---- files ------------------------------------------------------------------------------------------------------

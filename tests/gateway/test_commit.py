@@ -139,7 +139,7 @@ def test_a_failed_write_refuses_and_leaves_memory_as_the_disk_is(tmp_path: Path)
         joins = fleet.commits.answer(Answered(fleet.devices[2].did, fleet.rid, Said.JOIN))
         done = await asyncio.gather(*waiting, joins, return_exceptions=True)
         assert [type(d) for d in done] == [EnvironmentFault] * 3
-        assert digest(path) == before and fleet.gateway.gathering.updates == 0
+        assert digest(path) == before and fleet.store.delivered(fleet.rid) == []
         assert fleet.gateway.rounds.rid == fleet.rid and fleet.devices[2].did not in fleet.gateway.rounds.waited_for()
         full(fleet.store, False)
         await fleet.commits.answer(Answered(fleet.devices[2].did, fleet.rid, Said.JOIN))

@@ -12,7 +12,7 @@ import pytest
 from fl_tiny.device.backbone import open_backbone
 from fl_tiny.errors import ConfigError
 from fl_tiny.gateway import forget, setup
-from fl_tiny.gateway.gather import ExactStart
+from fl_tiny.gateway.gather import ExactStart, Grams
 from fl_tiny.gateway.manifests import Wanted
 from fl_tiny.gateway.store import Store
 from fl_tiny.gateway.tables import Entry, OpenRound
@@ -20,6 +20,7 @@ from fl_tiny.lab import watch
 from fl_tiny.learn import gram
 from fl_tiny.learn.head import head_spec, read_parameters
 from fl_tiny.learn.tflite import cut, read_model
+from fl_tiny.protocol import signed, wire
 from fl_tiny.protocol.update import decode_head, encode_head
 
 V1 = """
@@ -69,6 +70,11 @@ def enrol(store: Store, did: bytes) -> None:
     store.activate(did)
 
 
+def update(did: bytes) -> bytes:
+    """A signed update of a device, as the ledger keeps it."""
+    return signed.sign(wire.encode(wire.Update(b"r" * 8, did, bytes(32), 9, bytes(32), 9)), did * 2)
+
+
 @pytest.mark.parametrize("labels", [5, 20])
 def test_a_device_with_shuffled_labels_stands_out_and_no_other_does(tmp_path: Path, labels: int) -> None:
     _, start, honest, shuffled = fleet(tmp_path, labels)
@@ -84,21 +90,23 @@ def test_a_device_with_shuffled_labels_stands_out_and_no_other_does(tmp_path: Pa
 def test_forgetting_ends_an_open_round_and_leaves_a_sound_ledger(tmp_path: Path) -> None:
     store, start, honest, _ = fleet(tmp_path, 5)
     dids = list(honest)[:3]
-    total = start.total(honest[did] for did in dids)
+    bodies = [honest[did] for did in dids]
     store.open_round(OpenRound(b"r" * 8, 1, 0, 60.0, "exact"))
     for did in dids:
         enrol(store, did)
         samples = gram.from_bytes(honest[did], start.plan.width, start.plan.outputs).samples
-        store.receive(b"r" * 8, [Entry(did, b"signed", samples, None, None, None, None, honest[did])])
+        store.receive(b"r" * 8, [Entry(did, update(did), samples, None, None, None, None, honest[did])])
     seed = bytes(32)
-    first = forget.make_version(1, start.made(total), total.samples, bytes(32), seed)
-    store.publish(b"r" * 8, first, 1.0, outliers=dict.fromkeys(dids))
+    made = Grams(start, 10).made(store.head(), lambda: store.accepted(b"r" * 8))
+    assert made.head.head.body == start.made(start.total(bodies)[0]).head.head.body
+    first = forget.make_version(1, made, bytes(32), seed)
+    store.publish(b"r" * 8, first, 1.0, shares=made.shares, outliers=dict.fromkeys(dids))
     assert store.faults() == []
     store.open_round(OpenRound(b"s" * 8, 2, 1, 60.0, "train"))
-    store.receive(b"s" * 8, [Entry(dids[0], b"signed", 9, None, None, None, None, b"codes")])
+    store.receive(b"s" * 8, [Entry(dids[0], update(dids[0]), 9, None, None, None, None, b"codes")])
     version = forget.carry_out(store, start, seed, dids[1])
-    rest = start.total(honest[did] for did in (dids[0], dids[2]))
-    assert version.number == 2 and version.body == start.made(rest).head.head.body and version.weight == rest.samples
+    rest, _ = start.total([honest[did] for did in (dids[0], dids[2])])
+    assert version.number == 2 and version.body == start.made(rest).head.head.body
     assert store.opened() is None and store.faults() == []
     assert honest[dids[1]] not in (tmp_path / "gw/state.db").read_bytes()
     for did in (dids[0], dids[2]):

@@ -19,6 +19,7 @@ from fl_tiny.gateway.gather import Changes, Made
 from fl_tiny.gateway.manifests import Wanted
 from fl_tiny.gateway.store import Store
 from fl_tiny.gateway.strategies import strategy_named
+from fl_tiny.gateway.tables import Entry
 from fl_tiny.lab import watch
 from fl_tiny.protocol import signed, wire
 from fl_tiny.protocol.strategy import Options, encode_state
@@ -59,8 +60,8 @@ def published(tmp_path: Path, name: str) -> tuple[np.ndarray, Made]:
     store = Store.open(tmp_path / name / "state.db")
     manifest = wire.decode(wire.Manifest, signed.payload_of(store.get("manifest")))
     changes, base = Changes(manifest, strategy_named(name, Options()), store.strategy_state()), store.head()
-    changes.add(bytes([1]) * manifest.parameters, 10)
-    made = changes.made(base, [])
+    entry = Entry(bytes(16), b"", 10, None, None, None, None, bytes([1]) * manifest.parameters)
+    made = changes.made(base, lambda: [entry])
     scales = wire.decode(wire.Head, signed.payload_of(base.signed)).scales
     before = flatten(decode_head(HeadBody(base.body, scales), manifest.shapes))
     after = flatten(decode_head(made.head.head, manifest.shapes)) + np.frombuffer(made.head.residual, "<f4")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fl_tiny.device import store as device_store
+from fl_tiny.device.left import Body
 from fl_tiny.device.store import DeviceStore, HeldHead, Journal, Sample
 from fl_tiny.files import write_atomic
 from fl_tiny.gateway import store as gateway_store
@@ -78,7 +79,8 @@ def device(root: Path) -> None:
         say(f"ack sample {store.sample_count()[0]}")
         say(f"ack settle {store.rounds}")  # what can be had again is on the disk with the commit that follows it
         store.put_head(HeldHead(number, b"s" * 200, os.urandom(CODES)))
-        store.put_journal(Journal(number, b"s" * 200, os.urandom(CODES), b"r" * 2 * CODES, b"x" * 16))
+        owed = Journal(number, b"s" * 200, os.urandom(CODES), b"r" * 2 * CODES, b"x" * 16)
+        store.put_journal(owed, Body(number.to_bytes(8, "big"), number, CODES, 40))
         say(f"ack journal {number}")
         say(f"ack head {number}")
         store.settle(b"r" * 2 * CODES, b"x" * 16, counted=True)

@@ -68,6 +68,7 @@ MESSAGES = {
     ),
     "offer-topk": wire.Offer(RID, 1, H, 600_000, (0.01, 0.5), wire.Train(4, 16, 0.02), 2000, encoding=2, kept=640),
     "answer": wire.Answer(RID, 0),
+    "answer_not_allowed": wire.Answer(RID, 5, 14),
     "update-least": wire.Update(RID, DID, H, 1, H, 1),
     "update-full": wire.Update(RID, DID, H, 65_535, H, 262_144, wire.Metrics(50, 0.25, 1.0), (-3.0, 3.5)),
     "update-int4": wire.Update(RID, DID, H, 40, H, 6_405, encoding=1),

@@ -16,6 +16,7 @@ from fl_tiny.protocol.residual import undelivered
 SHAPES = ((3, 5), (3,), (2, 3), (2,))
 COUNT = 15 + 3 + 6 + 2
 CODES = hnp.arrays(np.int8, COUNT, elements=st.integers(-127, 127))
+SHARES = st.builds(aggregate.Share, st.integers(1, 65_535), st.integers(0, aggregate.WHOLE))
 
 
 def head(seed: int) -> list[np.ndarray]:
@@ -56,6 +57,9 @@ def test_error_feedback_delivers_a_change_smaller_than_a_step() -> None:
     assert sent + float(left[0]) == pytest.approx(25.0)
 
 
+SHARES = st.builds(aggregate.Share, st.integers(1, 65_535), st.integers(0, aggregate.WHOLE))
+
+
 @given(CODES, hnp.arrays(np.int16, COUNT, elements=st.integers(-255, 255)))
 def test_a_round_that_did_not_count_keeps_the_whole_change(codes: np.ndarray, left: np.ndarray) -> None:
     whole = np.frombuffer(undelivered(codes.tobytes(), left.astype("<i2").tobytes()), "<i2")
@@ -63,17 +67,45 @@ def test_a_round_that_did_not_count_keeps_the_whole_change(codes: np.ndarray, le
 
 
 @settings(max_examples=50)
-@given(st.lists(st.tuples(CODES, st.integers(1, 65_535)), min_size=1, max_size=12), st.randoms())
-def test_the_sum_is_the_same_bits_in_any_order(updates: list[tuple[np.ndarray, int]], random: object) -> None:
+@given(st.lists(st.tuples(CODES, SHARES), min_size=1, max_size=12), st.randoms())
+def test_the_sum_is_the_same_bits_in_any_order(
+    updates: list[tuple[np.ndarray, aggregate.Share]], random: object
+) -> None:
     one, other = aggregate.RunningSum(SHAPES), aggregate.RunningSum(SHAPES)
-    for codes, samples in updates:
-        one.add(codes.tobytes(), samples)
+    for codes, share in updates:
+        one.add(codes.tobytes(), share)
     random.shuffle(updates)  # type: ignore[attr-defined]
-    for codes, samples in updates:
-        other.add(codes.tobytes(), samples)
-    assert (one.total == other.total).all() and one.weight == other.weight and one.peaks == other.peaks
-    exact = sum((codes.astype(object) * samples for codes, samples in updates), np.zeros(COUNT, object))
+    for codes, share in updates:
+        other.add(codes.tobytes(), share)
+    assert (one.total == other.total).all() and one.weight == other.weight
+    exact = sum((codes.astype(object) * s.weight * s.factor for codes, s in updates), np.zeros(COUNT, object))
     assert (one.total == exact).all()
+
+
+@settings(max_examples=50)
+@given(st.lists(st.tuples(CODES, st.integers(1, 65_535)), min_size=3, max_size=9), CODES, st.integers(1, 65_535))
+def test_a_liar_counts_no_more_than_the_median_device(
+    honest: list[tuple[np.ndarray, int]], lie: np.ndarray, weight: int
+) -> None:
+    steps = (0.01, 0.02, 0.03, 0.04)
+    per = update.per_parameter(steps, SHAPES)
+    everybody = [*honest, (lie, weight)]
+    measures = [aggregate.measure(codes.tobytes(), steps, SHAPES) for codes, _ in everybody]
+    assert [m.norm for m in measures] == pytest.approx([np.linalg.norm(per * codes) for codes, _ in everybody])
+    shares = aggregate.shares([each for _, each in everybody], measures)
+    assert shares[-1].weight <= max(each for _, each in honest)
+    honest_ones = measures[:-1]
+    longest = max(m.norm for m in honest_ones)
+    assert measures[-1].norm * shares[-1].factor / aggregate.WHOLE <= longest * (1 + 1e-9)
+    for peak, tensor in zip(aggregate.median_peaks(measures), zip(*(m.peaks for m in honest_ones), strict=True), strict=True):
+        assert peak <= max(tensor), "no step beyond an honest device's"
+
+
+def test_devices_that_are_alike_count_whole() -> None:
+    codes = np.full(COUNT, 3, np.int8).tobytes()
+    measures = [aggregate.measure(codes, (0.01,) * 4, SHAPES)] * 5
+    assert aggregate.shares([40] * 5, measures) == [aggregate.Share(40)] * 5
+    assert aggregate.shares([], []) == []
 
 
 def test_a_published_head_is_the_weighted_mean_of_the_changes() -> None:
@@ -83,7 +115,7 @@ def test_a_published_head_is_the_weighted_mean_of_the_changes() -> None:
     summed, mean, weight = aggregate.RunningSum(SHAPES), np.zeros(COUNT), 0
     for samples in (10, 200, 3000):
         codes = rng.integers(-127, 128, COUNT, dtype=np.int8)
-        summed.add(codes.tobytes(), samples)
+        summed.add(codes.tobytes(), aggregate.Share(samples))
         mean, weight = mean + samples * codes.astype(np.float64) * per, weight + samples
     new = aggregate.publish(base, b"", SHAPES, steps, summed)
     wanted = update.flatten(update.decode_head(base, SHAPES)) + mean / weight
@@ -97,7 +129,7 @@ def test_what_a_heads_form_rounds_away_is_not_lost_over_many_rounds() -> None:
     steps = (1e-4,) * 4  # far below the body's own resolution
     for _ in range(200):
         summed = aggregate.RunningSum(SHAPES)
-        summed.add(np.full(COUNT, 5, np.int8).tobytes(), 1)
+        summed.add(np.full(COUNT, 5, np.int8).tobytes(), aggregate.Share(1))
         new = aggregate.publish(body, left, SHAPES, steps, summed)
         body, left = new.head, new.residual
     moved = update.flatten(update.decode_head(body, SHAPES)) + np.frombuffer(left, "<f4") - start
@@ -116,13 +148,13 @@ def test_a_head_goes_there_and_back_within_its_form() -> None:
 def test_an_update_of_another_length_is_refused_and_changes_nothing(size: int) -> None:
     summed = aggregate.RunningSum(SHAPES)
     with pytest.raises(RemoteError):
-        summed.add(bytes(size), 1)
+        summed.add(bytes(size), aggregate.Share(1))
     assert summed.weight == 0 and not summed.total.any()
 
 
 def test_the_code_minus_128_is_refused() -> None:
     with pytest.raises(RemoteError):
-        aggregate.RunningSum(SHAPES).add(b"\x80" + bytes(COUNT - 1), 1)
+        aggregate.RunningSum(SHAPES).add(b"\x80" + bytes(COUNT - 1), aggregate.Share(1))
 
 
 def test_a_body_that_does_not_fit_its_manifest_is_refused() -> None:

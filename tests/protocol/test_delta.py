@@ -30,7 +30,7 @@ def moved(base: update.HeadBody, change: np.ndarray, residual: bytes = b"") -> a
     """The head that a round publishes whose only update is ``change``, in real units."""
     steps = (float(np.abs(change).max()) / 100 + 1e-9,) * 4
     summed = aggregate.RunningSum(SHAPES)
-    summed.add(np.rint(change / steps[0]).astype(np.int8).tobytes(), 1)
+    summed.add(np.rint(change / steps[0]).astype(np.int8).tobytes(), aggregate.Share(1))
     return aggregate.publish(base, residual, SHAPES, steps, summed)
 
 

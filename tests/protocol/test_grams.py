@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from fl_tiny.errors import RemoteError
 from fl_tiny.learn.gram import Plan, Sums, to_bytes
-from fl_tiny.protocol.grams import GramSum, config_of
+from fl_tiny.protocol.aggregate import lower_median
+from fl_tiny.protocol.grams import GramSum, config_of, factors
 from fl_tiny.protocol.wire import Code
 
 WIDTH, OUTPUTS = 5, 3
@@ -33,8 +34,17 @@ def test_what_samples_add_up_to_is_taken(n: int, seed: int) -> None:
     total.check(body, n)
     total.add(body)
     total.add(body)
-    assert total.weight == 2 * n and total.updates == 2
     assert np.array_equal(total.total.gram, 2 * sums(n, seed).gram)
+    total.add(body, 3)
+    assert np.array_equal(total.total.moments, (2 + 3 / 256) * sums(n, seed).moments)
+
+
+@given(st.lists(st.integers(1, 65_535), min_size=1, max_size=30))
+def test_no_device_counts_for_more_samples_than_the_median_device(samples: list[int]) -> None:
+    middle = lower_median(samples)
+    for n, factor in zip(samples, factors(samples), strict=True):
+        assert 1 <= factor <= 256 and (factor == 256) == (n <= middle)
+        assert n * factor / 256 <= max(middle, n / 256)
 
 
 def changed(change: Callable[[Sums], object]) -> bytes:
@@ -45,6 +55,18 @@ def changed(change: Callable[[Sums], object]) -> bytes:
 
 def both(found: Sums, i: int, j: int, value: int) -> None:
     found.gram[i, j] = found.gram[j, i] = value
+
+
+def forged_moments(found: Sums) -> None:
+    """Each class's moments as far as each of them alone may go; together no samples have them."""
+    signs = np.where(np.arange(WIDTH)[:, None] % 2 == np.arange(OUTPUTS) % 2, 120, -120)
+    found.moments[:-1] = signs * found.moments[-1]
+
+
+def forged_products(found: Sums) -> None:
+    """Every pair of features against each other, though three cannot be against one another."""
+    roots = np.sqrt(np.diag(found.gram)[:WIDTH])
+    found.gram[:WIDTH, :WIDTH] = -0.9 * np.outer(roots, roots) + 1.9 * np.diag(roots**2)
 
 
 @pytest.mark.parametrize(
@@ -58,6 +80,8 @@ def both(found: Sums, i: int, j: int, value: int) -> None:
         lambda s: s.moments.__setitem__((WIDTH, 0), s.moments[WIDTH, 0] + 1),
         lambda s: s.moments.__setitem__((0, 0), 128 * s.moments[WIDTH, 0] + 1),
         lambda s: both(s, WIDTH, WIDTH, 41),
+        forged_moments,
+        forged_products,
     ],
 )
 def test_a_liar_is_refused(change: Callable[[Sums], object]) -> None:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -13,11 +12,11 @@ from nacl.signing import VerifyKey
 
 from fl_tiny.errors import MalformedMessage, OutOfTurn, RemoteError
 from fl_tiny.protocol import cbor, pairing, problem, session, signed, wire
+from fl_tiny.protocol.consent import Reply
 from fl_tiny.protocol.session import Session, State
 
-OFFER = wire.Offer(b"r" * 8, 1, b"h" * 32, 1000, (0.1, 0.1), wire.Train(1, 16, 0.1), 100)
 EVENTS = [
-    session.OfferSeen(OFFER, 100, 20, 5),
+    session.OfferSeen(Reply(wire.Said.JOIN)),
     session.JoinTaken(),
     session.Trained(),
     session.TrainingFailed(),
@@ -26,21 +25,16 @@ EVENTS = [
 ]
 
 
-@pytest.mark.parametrize(("samples", "classes"), [(0, 0), (9, 3), (100, 1)])
-def test_a_board_with_too_few_samples_or_one_class_declines(samples: int, classes: int) -> None:
+def test_a_board_that_may_not_take_part_says_why_and_stays_idle() -> None:
     device = Session()
-    actions = device.handle(session.OfferSeen(OFFER, samples, samples // 5, classes))
-    assert actions == [session.SendAnswer(wire.Said.TOO_FEW_SAMPLES)]
+    reply = Reply(wire.Said.NOT_ALLOWED, wire.Code.PRIVACY, "sums of 3 samples")
+    assert device.handle(session.OfferSeen(reply)) == [session.SendAnswer(wire.Said.NOT_ALLOWED, 14)]
     assert device.state is State.IDLE
 
 
-@pytest.mark.parametrize(("samples", "held", "joins"), [(40, 0, True), (50, 10, True), (50, 11, False), (39, 0, False)])
-def test_sums_need_the_offers_samples_beside_the_held_out_ones_and_no_second_class(
-    samples: int, held: int, joins: bool
-) -> None:
-    offer = replace(OFFER, gram=wire.GramConfig(0, 96, 10, 40))
-    actions = Session().handle(session.OfferSeen(offer, samples, held, 1))
-    assert actions == [session.SendAnswer(wire.Said.JOIN if joins else wire.Said.TOO_FEW_SAMPLES)]
+def test_a_child_that_would_not_is_told_from_one_that_could_not() -> None:
+    for code, said in ((0, wire.Said.NO_BUDGET), (wire.Code.PRIVACY, wire.Said.NOT_ALLOWED)):
+        assert Session(State.TRAINING).handle(session.TrainingFailed(code)) == [session.SendAnswer(said, code)]
 
 
 def test_a_round_runs_from_offer_to_receipt() -> None:
