@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,6 +26,7 @@ from fl_tiny.protocol.strategy import FedAvg, Strategy, encode_state
 
 KEY = bytes(signed.SEED_BYTES)  # signs the simulated heads; nobody trusts it
 INT8 = Encodings("int8")
+Tamper = Callable[[int, Trained], Trained]  # a client's number and its update; the update that it sends
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,12 +77,13 @@ def simulate(
     min_samples: int = 10,
     strategy: Strategy | None = None,
     encodings: Encodings = INT8,
+    tamper: Tamper = lambda place, trained: trained,
 ) -> Simulated:
     """``rounds`` rounds in which every client takes part; the same arguments give the same files.
 
     start: ``exact`` makes the first of them an exact start, of clients with ``min_samples``.   train, max_samples: as
     an offer carries them.   personal_epochs: of a client's own model; None: no choice.
-    strategy: None is FedAvg.   encodings: of updates.
+    strategy: None is FedAvg.   encodings: of updates.   tamper: what a client sends in place of what it trained.
     every_round: choose behind each round, as devices do; False: behind the last one, which is several times faster.
     """
     spec = head_spec(read_model(model), layers)
@@ -101,7 +103,7 @@ def simulate(
         if offer.gram is None:
             encoding, most = encodings.offered(KNOWN, manifest.parameters)
             offer = replace(offer, encoding=encoding, kept=most)
-        version, score, state = _round(boards, offer, version, seed, gathering)
+        version, score, state = _round(boards, offer, version, seed, gathering, tamper)
         accuracy.append(score)
         head = wire.decode(wire.Head, signed.payload_of(version.signed))
         down.append(head.delta.size if head.delta else head.size)
@@ -155,7 +157,7 @@ class _Board:
 
 
 def _round(
-    boards: Sequence[_Board], offer: wire.Offer, base: Version, seed: int, gathering: Gathering
+    boards: Sequence[_Board], offer: wire.Offer, base: Version, seed: int, gathering: Gathering, tamper: Tamper
 ) -> tuple[Version, float | None, dict[str, bytes]]:
     """The head that one round publishes, the mean accuracy of its base on held-out samples, the strategy's state."""
     entries, scores = [], []
@@ -163,7 +165,8 @@ def _round(
     for place, board in enumerate(boards):
         if not board.takes_part(offer):
             continue
-        trained = board.train(_held(base), offer, np.random.default_rng([seed, offer.number, place]))
+        rng = np.random.default_rng([seed, offer.number, place])
+        trained = tamper(place, board.train(_held(base), offer, rng))
         did = place.to_bytes(16, "big")
         entries.append(Entry(did, b"", trained.samples, None, None, None, trained.ranges, trained.codes, encoding))
         if trained.metrics is not None:
