@@ -36,6 +36,7 @@ class GatewaySettings:
     clients: int | None = None
     quorum: float = 0.6
     over_selection: float = 1.3
+    min_updates: int | None = None
     deadline: float = 600.0
     interval: float = 3600.0
     epochs: int = 4
@@ -110,6 +111,7 @@ RULES: dict[str, Rule] = {
     "clients": ("at least 1", lambda v: v >= 1),
     "quorum": ("above 0 and at most 1", lambda v: 0 < v <= 1),
     "over_selection": ("from 1 to 10", lambda v: 1 <= v <= 10),
+    "min_updates": ("1 to 65535", lambda v: 1 <= v <= 65_535),
     "deadline": ("1 to 86400 seconds", lambda v: 1 <= v <= 86_400),
     "interval": ("0 to 86400 seconds", lambda v: 0 <= v <= 86_400),
     "epochs": ("1 to 100", lambda v: 1 <= v <= 100),

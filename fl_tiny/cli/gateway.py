@@ -23,7 +23,20 @@ from fl_tiny.cli.common import (
     table,
 )
 
-DEVICE_COLUMNS = ["id", "name", "state", "last_round", "samples", "last_seen_s", "outlier", "model", "trouble", "lacks"]
+DEVICE_COLUMNS = [
+    "id",
+    "name",
+    "state",
+    "last_round",
+    "samples",
+    "weight",
+    "counted",
+    "last_seen_s",
+    "outlier",
+    "model",
+    "trouble",
+    "lacks",
+]
 TASKS = ("classification", "multi-label", "regression")  # learn/loss.py; help needs no numpy
 
 

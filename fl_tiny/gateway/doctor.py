@@ -12,6 +12,7 @@ from fl_tiny.doctor import MIB, Finding, Odd, State, machine, openssl_found, own
 from fl_tiny.errors import ConfigError, DataError, EnvironmentFault
 from fl_tiny.gateway.manifests import MODEL_KEY
 from fl_tiny.gateway.models import model_data
+from fl_tiny.gateway.notices import notices
 from fl_tiny.gateway.setup import GATEWAY_KEY, hint_address, summary
 from fl_tiny.gateway.store import Store
 from fl_tiny.gateway.strategies import strategy_named
@@ -47,6 +48,7 @@ def examine(directory: Path) -> list[Finding]:
                 tried("secrets", lambda: _secrets(directory)),
                 tried("model", lambda: _model(directory, store)),
                 tried("address", lambda: _address(directory, store)),
+                tried("learning", lambda: _learning(store)),
             ]
     return [*found, *machine(directory, wanted)]
 
@@ -92,6 +94,11 @@ def _model(directory: Path, store: Store) -> str:
         where = directory / statedir.MODEL
         raise DataError(f"the model in {where} is not the fleet's {manifest.name}", "restore it from a backup")
     return f"{manifest.name}, as it was signed"
+
+
+def _learning(store: Store) -> str | Odd:
+    found = notices(store)
+    return Odd("; ".join(notice.text for notice in found), "look at these boards") if found else "nobody stands out"
 
 
 def _address(directory: Path, store: Store) -> str | Odd:

@@ -20,7 +20,7 @@ from fl_tiny.learn.head import HeadSpec
 from fl_tiny.learn.loss import Task
 from fl_tiny.learn.tflite import read_model
 from fl_tiny.protocol import aggregate, codes, grams, signed, wire
-from fl_tiny.protocol.aggregate import WHOLE, Share
+from fl_tiny.protocol.aggregate import LEAST_COMPARED, NORMAL, WHOLE, Share
 from fl_tiny.protocol.codes import most_bytes
 from fl_tiny.protocol.delta import difference
 from fl_tiny.protocol.grams import GramSum, config_of
@@ -32,8 +32,6 @@ from fl_tiny.protocol.wire import Encoding
 log = logging.getLogger(__name__)
 
 SEED = hashlib.sha256(b"fl-tiny exact start").digest()  # of projections; what it is matters to nobody
-LEAST_COMPARED = 4  # devices with sums; among fewer none can stand out
-NORMAL = 1.4826  # a normal distribution's standard deviation over its median absolute deviation
 LEAST_SPREAD = 0.2  # of the median loss: devices that agree closely are not told apart by what little is left
 
 
@@ -56,6 +54,7 @@ class Made:
     """A head that a round has made, not signed yet. steps: for the next round.   ranges: of outputs, for the head.
 
     delta: from the head before.   shares: what of each device's update counts, by did.
+    outliers: how far each device stands out, by did; None among too few.
     """
 
     head: aggregate.Published
@@ -63,6 +62,7 @@ class Made:
     ranges: tuple[float, ...] | None
     delta: wire.Delta | None = None
     shares: Mapping[bytes, Share] = field(default_factory=dict)
+    outliers: Mapping[bytes, float | None] = field(default_factory=dict)
 
     @property
     def weight(self) -> int:
@@ -138,7 +138,7 @@ class Changes:
             raise RemoteError(str(fault), code=wire.Code.SHAPE) from fault
 
     def made(self, base: Version, entries: Entries) -> Made:
-        """As in ``Gathering``. The updates are read twice: once for the medians, once for the sum."""
+        """As in ``Gathering``. The updates are read for the medians, then for the sum, then to compare each with it."""
         shapes = self._manifest.shapes
         dids, weights, measures, reported = [], [], [], []
         for entry in entries():
@@ -147,15 +147,20 @@ class Changes:
             measures.append(aggregate.measure(self._codes_of(entry), base.steps, shapes))
             reported.append(entry.ranges)
         shares = dict(zip(dids, aggregate.shares(weights, measures), strict=True))
-        total = aggregate.RunningSum(shapes)
-        for entry in entries():
-            total.add(self._codes_of(entry), shares[entry.did])
+        total, direction = aggregate.RunningSum(shapes), aggregate.Direction(base.steps, shapes)
+        for entry, measured in zip(entries(), measures, strict=True):
+            body = self._codes_of(entry)
+            total.add(body, shares[entry.did])
+            direction.add(body, measured.norm)
+        pairs = zip(entries(), measures, strict=True)
+        cosines = [direction.cosine(self._codes_of(entry), measured.norm) for entry, measured in pairs]
+        outliers = dict(zip(dids, aggregate.standing_out(cosines), strict=True))
         ranges = aggregate.merge_ranges([each for each in reported if each is not None])
         head = HeadBody(base.body, wire.decode(wire.Head, signed.payload_of(base.signed)).scales)
         new = aggregate.publish(head, base.residual, shapes, base.steps, total, self._step)
         delta = delta_to(new.head, base, head.scales, shapes)
         steps = aggregate.next_steps(base.steps, aggregate.median_peaks(measures))
-        return Made(new, steps, ranges, delta, shares)
+        return Made(new, steps, ranges, delta, shares, outliers)
 
     def _codes_of(self, entry: Entry) -> bytes:
         """An accepted update as int8 codes; it was checked by a setting of ``share`` that may since be another."""
@@ -202,7 +207,9 @@ class Grams:
             did: Share(self._start.sums(body).samples * factor // WHOLE, factor)
             for (did, body), factor in zip(rows, counted, strict=True)
         }
-        return replace(self._start.made(total), shares=shares)
+        scores = self._start.outliers([body for _, body in rows])
+        outliers = dict(zip([did for did, _ in rows], scores, strict=True))
+        return replace(self._start.made(total), shares=shares, outliers=outliers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,11 @@ def run(directory: Path, options: RunOptions, emit: Emit) -> bool:
     }
     config.check(chosen, config.GatewaySettings, "command line")
     settings = replace(config.load(directory / statedir.SETTINGS, config.GatewaySettings), **chosen)
+    if settings.clients is not None and (settings.min_updates or 0) > settings.clients:
+        raise ConfigError(
+            f"min_updates = {settings.min_updates} is above clients = {settings.clients}",
+            hint="a round closes with `clients` updates: ask for as many or more",
+        )
     settings = replace(settings, bind=_bound(settings.bind, config.address(settings.bind, 5684)[1]))
     store = Store.open(directory / statedir.DATABASE)
     statedir.check_modes(directory)
@@ -77,7 +82,14 @@ async def _serve(
         store,
         Models(store, directory, seed),
         seed,
-        RoundSettings(settings.clients, settings.quorum, settings.deadline, settings.interval, settings.over_selection),
+        RoundSettings(
+            settings.clients,
+            settings.quorum,
+            settings.deadline,
+            settings.interval,
+            settings.over_selection,
+            settings.min_updates,
+        ),
         _train(settings),
         settings.max_samples,
         ExactOptions(settings.start == "exact", settings.min_samples),

@@ -28,6 +28,7 @@ from fl_tiny.gateway.gather import (
 )
 from fl_tiny.gateway.identity import Identities
 from fl_tiny.gateway.models import Models
+from fl_tiny.gateway.notices import notices
 from fl_tiny.gateway.presence import Attendance
 from fl_tiny.gateway.promise import Promised
 from fl_tiny.gateway.store import HINT, Store
@@ -102,6 +103,7 @@ class Gateway:
         self._opened_at = 0.0
         self._has_opened = False  # in this run of the gateway
         self._saved_at = time.monotonic()
+        self._noticed: set[str] = set()
         self.gathering: Gathering
         self.rounds: Rounds
         self.uploads = Uploads(Chunks(store))
@@ -294,18 +296,26 @@ class Gateway:
 
     def _publish(self, rid: bytes, seconds: float) -> None:
         made = self.gathering.made(self.head, lambda: self.store.accepted(rid))
-        number, since, outliers = self.head.number + 1, self.store.solved(), None
-        if self.gathering.kind is Kind.EXACT:
-            sent = [(entry.did, entry.codes or b"") for entry in self.store.accepted(rid)]
-            scores = self._start.outliers([body for _, body in sent])
-            outliers, since = dict(zip([did for did, _ in sent], scores, strict=True)), number
+        number, exact = self.head.number + 1, self.gathering.kind is Kind.EXACT
+        since = number if exact else self.store.solved()
         version = make_version(number, made, self.models.current.digest, self._seed, since, self.epoch)
         state = encode_state(made.head.state)
-        self.store.publish(rid, version, seconds, shares=made.shares, outliers=outliers, strategy=state)
+        shares, outliers = made.shares, made.outliers
+        self.store.publish(rid, version, seconds, shares=shares, outliers=outliers, keeps_sums=exact, strategy=state)
         self.head = version
         updates = len(made.shares)
         self.emit("round", {"number": version.number, "state": "published", "updates": updates})
         log.info("round published number=%d updates=%d seconds=%.2f", version.number, updates, seconds)
+        self._notice()
+
+    def _notice(self) -> None:
+        """Tell what an operator should look at, each thing once while it lasts."""
+        present = notices(self.store)
+        for notice in present:
+            if notice.about not in self._noticed:
+                self.emit("notice", {"why": notice.text})
+                log.warning("notice why=%r", notice.text)
+        self._noticed = {notice.about for notice in present}
 
     # ---- exact starts -----------------------------------------------------------------------------------------
 

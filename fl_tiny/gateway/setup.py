@@ -17,12 +17,14 @@ from fl_tiny.gateway import bundles
 from fl_tiny.gateway.gather import first_made, make_version
 from fl_tiny.gateway.manifests import MODEL_KEY, Wanted, fitting, read_manifest, settle, sign
 from fl_tiny.gateway.models import BASE, model_data, rollout
+from fl_tiny.gateway.notices import notices, outliers
 from fl_tiny.gateway.store import Store
 from fl_tiny.gateway.tables import Device, Version
 from fl_tiny.learn.head import read_parameters, trained_part, whole
 from fl_tiny.learn.requant import patch, requantise
 from fl_tiny.learn.tflite import read_model
 from fl_tiny.protocol import pairing, signed, wire
+from fl_tiny.protocol.aggregate import WHOLE
 from fl_tiny.protocol.manifest import ManifestFile, spec_of
 from fl_tiny.protocol.update import HeadBody, decode_head
 
@@ -170,15 +172,22 @@ def summary(store: Store, running: bool) -> dict[str, Any]:
         "head": head.digest.hex(),
         "rollout": rollout(store),
         "bundles": bundles.listed(store),
+        "notices": [notice.text for notice in notices(store)],
     }
+
+
+LAST_COUNTED = """SELECT did, weight, factor FROM ledger JOIN device USING(did)
+  WHERE consumed_by=last_round AND factor IS NOT NULL"""
 
 
 def device_rows(store: Store) -> list[dict[str, Any]]:
     """What ``gateway devices`` reports; last_seen_s counts within this boot of the machine, else null;
-    outlier is null without an exact start; model is the counter held, trouble what keeps the device out,
-    lacks what its training waits for."""
+    weight: what its last update weighed, in samples; counted: which share of its change counted; outlier is null among
+    fewer than four devices, or three rounds; model is the counter held, trouble what keeps the device out, lacks what
+    its training waits for."""
     now, boot = statedir.boot_clock_s(), statedir.boot_id()
-    outliers = store.outliers()
+    scores = outliers(store)
+    counted = {did: row for did, *row in store.rows(LAST_COUNTED)}
     trouble = dict(store.rows("SELECT did, why FROM boot WHERE why IS NOT NULL"))
     models: dict[bytes, int] = {}
     current = wire.decode(wire.Manifest, signed.payload_of(store.get("manifest"))).counter
@@ -193,11 +202,13 @@ def device_rows(store: Store) -> list[dict[str, Any]]:
             "state": d.state,
             "last_round": d.last_round,
             "samples": d.samples,
+            "weight": counted[d.did][0] if d.did in counted else None,
+            "counted": round(counted[d.did][1] / WHOLE, 3) if d.did in counted else None,
             "last_seen_s": round(now - d.seen, 1) if d.seen is not None and d.boot == boot else None,
             "model": models.get(d.did, current),
             "trouble": trouble.get(d.did),
             "lacks": wire.Lack(d.lacks or 0).names(),
-            "outlier": None if (score := outliers.get(d.did)) is None else round(score, 2),
+            "outlier": None if (score := scores.get(d.did)) is None else round(score, 2),
         }
         for d in store.devices()
     ]

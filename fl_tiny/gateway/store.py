@@ -231,7 +231,7 @@ class Store:
                 if known is None or known[0] == "revoked":
                     refused[e.did] = Code.REVOKED
                 elif not db.execute(
-                    "INSERT OR IGNORE INTO ledger VALUES(?,?,?,?,?,?,?,?,?,?,NULL,NULL,NULL)",
+                    "INSERT OR IGNORE INTO ledger VALUES(?,?,?,?,?,?,?,?,?,?,NULL,NULL,NULL,NULL)",
                     (*facts, floats_to_bytes(e.ranges), e.codes),
                 ).rowcount:
                     refused[e.did] = Code.CONFLICT
@@ -271,26 +271,27 @@ class Store:
         *,
         shares: Mapping[bytes, Share] | None = None,
         outliers: Mapping[bytes, float | None] | None = None,
+        keeps_sums: bool = False,
         strategy: Mapping[str, bytes] | None = None,
     ) -> None:
         """The round closes: the head, the round and the evidence that made it, all or nothing.
 
         shares: what of each device's update counted.
-        outliers: a score a device, when what it sent are sums, which stay; None: what it sent is dropped.
+        outliers: how far each device stood out.   keeps_sums: what they sent are sums, which stay; else it is dropped.
         strategy: what the strategy remembers from now on.
         """
         with self._transaction() as db:
             insert_version(db, version)
             db.execute("DELETE FROM strategy")
             db.executemany("INSERT INTO strategy VALUES(?,?)", (strategy or {}).items())
-            if outliers is not None:
+            if keeps_sums:
                 db.execute(
                     "INSERT OR REPLACE INTO gram SELECT did, samples, codes, NULL FROM ledger WHERE rid=? AND status=?",
                     (rid, Status.ACCEPTED.value),
                 )
-                _put_outliers(db, outliers)
+                _put_outliers(db, outliers or {})
             db.execute("UPDATE round SET state='published', left_s=0, seconds=? WHERE rid=?", (seconds, rid))
-            consume_updates(db, rid, version.number, shares or {})
+            consume_updates(db, rid, version.number, shares or {}, outliers or {})
             db.execute(
                 "UPDATE device SET last_round=? WHERE did IN (SELECT did FROM ledger WHERE rid=? AND status=?)",
                 (version.number, rid, Status.ACCEPTED.value),
@@ -315,10 +316,6 @@ class Store:
     def has_sums(self, did: bytes) -> bool:
         """Are there sums of this device?"""
         return self._db.execute("SELECT 1 FROM gram WHERE did=?", (did,)).fetchone() is not None
-
-    def outliers(self) -> dict[bytes, float | None]:
-        """The score of each device with sums."""
-        return dict(self._db.execute("SELECT did, outlier FROM gram"))
 
     def to_forget(self) -> list[bytes]:
         """Devices that a command has asked to forget, and that still have sums."""

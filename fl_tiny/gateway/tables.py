@@ -26,7 +26,8 @@ CREATE TABLE answer(rid BLOB NOT NULL REFERENCES round(rid) ON DELETE CASCADE, d
   PRIMARY KEY(rid, did)) STRICT, WITHOUT ROWID;
 CREATE TABLE ledger(rid BLOB NOT NULL REFERENCES round(rid), did BLOB NOT NULL REFERENCES device(did),
   signed BLOB NOT NULL, samples INT NOT NULL, status INT NOT NULL, held INT, loss REAL, accuracy REAL, ranges BLOB,
-  codes BLOB, consumed_by INT REFERENCES version(number), weight INT, factor INT, PRIMARY KEY(rid, did)) STRICT;
+  codes BLOB, consumed_by INT REFERENCES version(number), weight INT, factor INT,
+  outlier REAL, PRIMARY KEY(rid, did)) STRICT;
 CREATE TABLE gram(did BLOB PRIMARY KEY REFERENCES device(did), samples INT NOT NULL, body BLOB NOT NULL,
   outlier REAL) STRICT;
 CREATE TABLE strategy(name TEXT PRIMARY KEY, numbers BLOB NOT NULL) STRICT;
@@ -73,6 +74,7 @@ CREATE TABLE runs(did BLOB PRIMARY KEY, board TEXT NOT NULL, release TEXT NOT NU
     5: """
 ALTER TABLE ledger ADD COLUMN weight INT;
 ALTER TABLE ledger ADD COLUMN factor INT;
+ALTER TABLE ledger ADD COLUMN outlier REAL;
 """,
 }
 
@@ -174,10 +176,16 @@ def abort_open(db: sqlite3.Connection, why: str) -> None:
     db.execute("UPDATE round SET state='aborted', left_s=0, why=? WHERE state='open'", (why,))
 
 
-def consume_updates(db: sqlite3.Connection, rid: bytes, number: int, shares: Mapping[bytes, Share]) -> None:
+def consume_updates(
+    db: sqlite3.Connection,
+    rid: bytes,
+    number: int,
+    shares: Mapping[bytes, Share],
+    outliers: Mapping[bytes, float | None],
+) -> None:
     """A round's accepted updates are in head ``number``: their codes go, and the residual of the head before.
 
-    shares: what of each counted, by did; nothing is said of one that counted whole.
+    shares: what of each counted, by did; nothing is said of one that counted whole.   outliers: how far each stood out.
     The rows are written anew: cleared in place, each would keep the page that its codes had filled (docs/facts.md).
     """
     accepted = (rid, Status.ACCEPTED.value)
@@ -189,8 +197,11 @@ def consume_updates(db: sqlite3.Connection, rid: bytes, number: int, shares: Map
     db.execute("DELETE FROM ledger WHERE rid=? AND status=?", accepted)
     counted = [shares.get(row[1], Share(row[3])) for row in rows]
     db.executemany(
-        "INSERT INTO ledger VALUES(?,?,?,?,?,?,?,?,?,NULL,?,?,?)",
-        [(*row, number, share.weight, share.factor) for row, share in zip(rows, counted, strict=True)],
+        "INSERT INTO ledger VALUES(?,?,?,?,?,?,?,?,?,NULL,?,?,?,?)",
+        [
+            (*row, number, share.weight, share.factor, outliers.get(row[1]))
+            for row, share in zip(rows, counted, strict=True)
+        ],
     )
     db.execute("UPDATE version SET residual=x'' WHERE number=?", (number - 1,))
 

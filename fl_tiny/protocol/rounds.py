@@ -37,6 +37,7 @@ class RoundSettings:
     """clients: updates wanted (None: every device online).  quorum: share of them that may close the round.
 
     over_selection: so many times ``clients`` may join, rounded down; who is later than ``clients`` others is LATE.
+    min_updates: a head is made of so many updates or of none.  None: of two, while a second device works on one.
     """
 
     clients: int | None = None
@@ -44,6 +45,7 @@ class RoundSettings:
     deadline_s: float = 600.0
     interval_s: float = 3600.0
     over_selection: float = 1.3
+    min_updates: int | None = None
 
     @property
     def places(self) -> int | None:
@@ -164,6 +166,7 @@ class _Round:
     delivered: set[bytes] = field(default_factory=set)
     lost: set[bytes] = field(default_factory=set)
     quorum_at: float | None = None
+    is_late: bool = False  # the deadline has passed with too few updates: the round lasts twice as long
 
 
 class Rounds:
@@ -206,9 +209,10 @@ class Rounds:
         """Call ``tick`` no later than this."""
         if self._round is None:
             return None
-        ends = [self._round.deadline]
-        if self._round.quorum_at is not None:
-            ends.append(self._grace_end(self._round))
+        r = self._round
+        ends = [self._last(r) if r.is_late else r.deadline]
+        if r.quorum_at is not None and len(r.delivered) >= self._least(r):
+            ends.append(self._grace_end(r))
         return min(ends)
 
     def left_s(self, now: float) -> float:
@@ -237,6 +241,8 @@ class Rounds:
         r = self._round
         if r is None:
             return min(max(next_open_s, LEAST_POLL_S), self.settings.idle_poll_s)
+        if r.is_late:
+            return self.settings.idle_poll_s
         if did in r.delivered:  # it waits for the head: often enough to cost a fifth of the round at most
             return min(max(0.2 * (now - r.opened_at), LEAST_POLL_S), 10.0)
         if did in r.joined:
@@ -322,6 +328,15 @@ class Rounds:
     def _need(self, r: _Round) -> int:
         return math.ceil(self.settings.quorum * self._target(r) - 1e-9)
 
+    def _least(self, r: _Round) -> int:
+        """Updates that a head is made of at least."""
+        if self.settings.min_updates is not None:
+            return self.settings.min_updates
+        return 2 if r.joined - r.declined - r.lost - r.delivered else 1
+
+    def _last(self, r: _Round) -> float:
+        return r.deadline + self.settings.deadline_s
+
     def _has_place(self, r: _Round) -> bool:
         places = self.settings.places
         return places is None or len(r.joined) < places
@@ -333,21 +348,28 @@ class Rounds:
 
     def _verdict(self, r: _Round, now: float) -> Publish | Abort | None:
         silent = frozenset((r.expected | r.joined) - r.declined - r.delivered)
-        waiting = silent - r.lost
         if r.delivered:
-            if len(r.delivered) >= self._need(r) and r.quorum_at is None:
-                r.quorum_at = now  # a decline or a revocation lowered the target
-            enough = self.settings.clients is not None and len(r.delivered) >= self.settings.clients
-            complete = len(r.delivered) >= self._target(r) and r.joined <= r.delivered | r.lost
-            waited = r.quorum_at is not None and now >= self._grace_end(r)
-            return (
-                Publish(frozenset() if enough else silent)
-                if enough or complete or waited or now >= r.deadline
-                else None
-            )
+            return self._closed(r, now, silent)
+        waiting = silent - r.lost
         if not waiting and (self.settings.clients is None or r.active <= len(r.declined | r.lost)):
             return Abort("every device declined" if r.declined else "no device takes part", silent)
         return Abort("no update came before the deadline", silent) if now >= r.deadline else None
+
+    def _closed(self, r: _Round, now: float, silent: frozenset[bytes]) -> Publish | Abort | None:
+        """The end of a round that has an update, if it has come."""
+        count, least = len(r.delivered), self._least(r)
+        if count >= self._need(r) and r.quorum_at is None:
+            r.quorum_at = now  # a decline or a revocation lowered the target
+        enough = self.settings.clients is not None and count >= self.settings.clients
+        complete = count >= self._target(r) and r.joined <= r.delivered | r.lost
+        waited = r.quorum_at is not None and now >= self._grace_end(r)
+        if count >= least and (enough or complete or waited or now >= r.deadline):
+            return Publish(frozenset() if enough else silent)
+        r.is_late = now >= r.deadline
+        if now < self._last(r):
+            return None
+        strict = self.settings.min_updates is not None
+        return Abort(f"{count} of {least} updates came", silent) if strict else Publish(silent)
 
 
 HANDLE: dict[type, Callable[..., list[Action]]] = {

@@ -99,8 +99,45 @@ def test_below_the_quorum_the_deadline_publishes_what_has_come() -> None:
     rounds = opened(A, B, C, D)
     join(rounds, A, B, C, D)
     rounds.handle(Delivered(A), 5.0)
+    rounds.handle(Delivered(B), 6.0)
     assert rounds.tick(DEADLINE_S - 1) == []
     assert kinds(rounds.tick(DEADLINE_S)) == [Publish]
+
+
+def test_one_update_is_no_head_while_another_device_works_on_its_own() -> None:
+    rounds = opened(A, B, C)
+    join(rounds, A, B)
+    rounds.handle(Delivered(A), 5.0)
+    assert rounds.tick(DEADLINE_S) == [] and rounds.deadline() == 2 * DEADLINE_S
+    assert kinds(rounds.handle(Delivered(B), DEADLINE_S + 1)) == [Take, Publish]
+    again = opened(A, B, C)
+    join(again, A, B)
+    again.handle(Delivered(A), 5.0)
+    assert again.tick(DEADLINE_S) == []
+    assert kinds(again.handle(Lost(B), DEADLINE_S + 1)) == [Publish], "nobody else works on one any more"
+    patient = opened(A, B, C)
+    join(patient, A, B)
+    patient.handle(Delivered(A), 5.0)
+    assert patient.tick(2 * DEADLINE_S - 1) == []
+    assert kinds(patient.tick(2 * DEADLINE_S)) == [Publish], "a board that hangs holds no fleet up for ever"
+
+
+def test_a_head_is_made_of_as_many_updates_as_were_asked_for_or_of_none() -> None:
+    rounds = Rounds(RoundSettings(None, 0.6, DEADLINE_S, min_updates=3))
+    rounds.handle(Opened(RID, 1, frozenset({A, B}), 2, DEADLINE_S), 0.0)
+    join(rounds, A, B)
+    rounds.handle(Delivered(A), 5.0)
+    assert kinds(rounds.handle(Delivered(B), 6.0)) == [Take]
+    assert rounds.tick(DEADLINE_S) == []
+    rounds.handle(Came(C), DEADLINE_S + 1)
+    join(rounds, C)
+    assert kinds(rounds.handle(Delivered(C), DEADLINE_S + 2)) == [Take, Publish]
+    rounds.handle(Opened(OTHER, 2, frozenset({A, B}), 2, DEADLINE_S), 0.0)
+    for did in (A, B):
+        rounds.handle(Answered(did, OTHER, Said.JOIN), 1.0)
+        rounds.handle(Delivered(did), 2.0)
+    end = rounds.tick(2 * DEADLINE_S)
+    assert kinds(end) == [Abort] and end[0].why == "2 of 3 updates came"
 
 
 def test_without_any_update_the_deadline_aborts() -> None:
