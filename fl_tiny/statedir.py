@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import os
 import stat
+import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,9 @@ DATABASE = "state.db"
 SECRET = "secret"  # noqa: S105 - the name of a folder
 MODEL = "model"
 SOURCE_LOCK = "source.lock"  # of a device's samples serve, which runs beside its daemon
+LOCK_PATIENCE_S = 1.0  # a daemon that is just ending gets so long
 _LOCK = "lock"
+_FLOCK = struct.Struct("hhqqi0q")  # struct flock of fcntl(2), with 64-bit offsets as Python is built; padded at its end
 _DIR_MODE = 0o750  # a group may read model/ (docs/protocol.md, at rest)
 
 
@@ -85,23 +88,42 @@ def acting_as_owner(directory: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(directory: Path, name: str = _LOCK) -> Iterator[None]:
-    """Hold a lock of DIR, as its one daemon of a kind. Raises: ConfigError when another process holds it."""
+    """Hold a lock of DIR, as its one daemon of a kind. Raises: ConfigError when another process holds it for a second.
+
+    The lock belongs to the open file, so that ``is_running`` can ask for it without taking it. Source: fcntl(2).
+    """
     with (directory / name).open("ab") as file:
         os.fchmod(file.fileno(), 0o640)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as cause:
-            raise ConfigError(f"{directory} is in use: another process runs there (it holds {name})") from cause
+        end = time.monotonic() + LOCK_PATIENCE_S
+        while True:
+            try:
+                fcntl.fcntl(file, fcntl.F_OFD_SETLK, _whole(fcntl.F_WRLCK))
+                break
+            except (BlockingIOError, PermissionError) as cause:  # POSIX allows EAGAIN and EACCES
+                if time.monotonic() > end:
+                    raise ConfigError(f"{directory} is in use: another process runs there (it holds {name})") from cause
+            time.sleep(0.05)
         yield
 
 
 def is_running(directory: Path) -> bool:
-    """Does a daemon hold DIR's lock?"""
+    """True while a daemon holds DIR's lock. Takes nothing: a daemon that starts meanwhile is not in the way.
+
+    Raises: EnvironmentFault when the lock may not be looked at.
+    """
     try:
-        with locked(directory):
-            return False
-    except ConfigError:
-        return True
+        with (directory / _LOCK).open("rb") as file:
+            found = fcntl.fcntl(file, fcntl.F_OFD_GETLK, _whole(fcntl.F_WRLCK))
+    except FileNotFoundError:
+        return False
+    except OSError as cause:
+        raise EnvironmentFault(f"cannot look at {directory / _LOCK}: {cause.strerror}") from cause
+    return bool(_FLOCK.unpack(found)[0] != fcntl.F_UNLCK)
+
+
+def _whole(kind: int) -> bytes:
+    """``struct flock`` for all of a file; the process id must be 0 for locks of open files."""
+    return _FLOCK.pack(kind, os.SEEK_SET, 0, 0, 0)
 
 
 def free_bytes(directory: Path) -> int:

@@ -14,7 +14,7 @@ from fl_tiny import statedir
 from fl_tiny.device import host
 from fl_tiny.device.bootfiles import BootFiles
 from fl_tiny.device.bootstate import Phase
-from fl_tiny.device.machine import Machine, Record, has_reached, is_running
+from fl_tiny.device.machine import Machine, Record, has_reached
 from fl_tiny.device.update import boot_files
 from fl_tiny.protocol.codepoints import Code
 
@@ -74,7 +74,7 @@ def confirm(
         return _after(machine, files, record)
     started = healthy = now()
     while True:
-        if not is_running(directory) and (directory / statedir.DATABASE).exists():
+        if not statedir.is_running(directory) and (directory / statedir.DATABASE).exists():
             healthy = now()
         signs = Signs(has_reached(directory, machine), now() - started, now() - healthy)
         said = verdict(signs, record.reached, patience)

@@ -102,18 +102,8 @@ def note_reached(directory: Path, machine: Machine) -> None:
 
 
 def has_reached(directory: Path, machine: Machine) -> bool:
-    """Has it?"""
+    """True when this device has reached its gateway since the machine started."""
     return bool(machine.boot_id()) and _text(directory / UPDATE / REACHED).strip() == machine.boot_id()
-
-
-def is_running(directory: Path) -> bool:
-    """Does a process hold DIR's lock? Asked of the kernel: trying the lock would keep a daemon from it."""
-    try:
-        found = (directory / "lock").stat()
-    except OSError:
-        return False
-    place = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
-    return any(place in line.split() for line in _text(Path("/proc/locks")).splitlines())
 
 
 def _text(path: Path) -> str:

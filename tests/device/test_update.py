@@ -20,7 +20,7 @@ from fl_tiny.device.bootstate import Phase
 from fl_tiny.device.bundle import Fetch
 from fl_tiny.device.confirm import Patience, Signs, Verdict, confirm, verdict
 from fl_tiny.device.download import download
-from fl_tiny.device.machine import Machine, Record, is_running, note_reached
+from fl_tiny.device.machine import Machine, Record, note_reached
 from fl_tiny.errors import ConfigError, DataError, EnvironmentFault
 from fl_tiny.protocol.release import Bundle, Release, rank_of, read_release
 
@@ -226,9 +226,9 @@ def test_offline_a_device_that_does_not_run_is_not_healthy(tmp_path: Path, keys:
     (tmp_path / statedir.DATABASE).touch()  # enrolled, but no daemon holds the lock
     watch = functools.partial(confirm, Machine(board.root), tmp_path, now=lambda: clock.now, sleep=clock.sleep)
     assert watch(Patience(900, 300), reboot=lambda: None) == "left"
-    assert not is_running(tmp_path)
+    assert not statedir.is_running(tmp_path)
     with statedir.locked(tmp_path):
-        assert is_running(tmp_path)
+        assert statedir.is_running(tmp_path)
 
 
 @with_rauc
