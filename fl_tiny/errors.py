@@ -7,14 +7,18 @@ from typing import ClassVar
 
 
 class FlTinyError(Exception):
-    """A fault with an owner. ``what`` names value, place and rule; ``hint`` says what the reader can do."""
+    """A fault with an owner. ``what`` names value, place and rule; ``hint`` says what the reader can do.
+
+    ``code`` is our problem code (protocol/codepoints.py), for a fault that is told to a peer; 0 if none.
+    """
 
     EXIT: ClassVar[int] = 70
 
-    def __init__(self, what: str, hint: str = "") -> None:
+    def __init__(self, what: str, hint: str = "", code: int = 0) -> None:
         super().__init__(what)
         self.what = what
         self.hint = hint
+        self.code = code
 
     def __str__(self) -> str:
         return f"{self.what} ({self.hint})" if self.hint else self.what
@@ -45,13 +49,9 @@ class EnvironmentFault(FlTinyError):
 
 
 class RemoteError(FlTinyError):
-    """The peer's: it refused, or sent what the protocol does not allow. ``code`` is our problem code, 0 if none."""
+    """The peer's: it refused, or sent what the protocol does not allow."""
 
     EXIT = 69
-
-    def __init__(self, what: str, hint: str = "", code: int = 0) -> None:
-        super().__init__(what, hint)
-        self.code = code
 
 
 class MalformedMessage(RemoteError):

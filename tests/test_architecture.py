@@ -74,7 +74,7 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def imports(path: Path) -> list[str]:
+def imports(path: Path, root: Path = ROOT) -> list[str]:
     found = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -82,11 +82,18 @@ def imports(path: Path) -> list[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             assert node.module is not None
-            if node.module == "fl_tiny":
-                found += [f"fl_tiny.{alias.name}" for alias in node.names]
+            if node.module == "fl_tiny" or node.module.startswith("fl_tiny."):
+                found += [module_named(node.module, alias.name, root) for alias in node.names]
             else:
                 found.append(node.module)
     return found
+
+
+def module_named(package: str, name: str, root: Path) -> str:
+    """What ``from package import name`` reads: the module of that name below the package, if there is one."""
+    place = root.joinpath(*package.split(".")[1:])
+    is_module = (place / f"{name}.py").exists() or (place / name / "__init__.py").exists()
+    return f"{package}.{name}" if is_module or package == "fl_tiny" else package
 
 
 def layer(module: str) -> str:
@@ -155,24 +162,38 @@ def test_a_module_says_its_one_sentence_and_stays_small(path: Path) -> None:
     assert len(path.read_text().split("\n")) <= 450, "a module is one idea; 400 lines are the aim"
 
 
-def test_no_cycle() -> None:
+def circle(root: Path) -> str:
+    """A circle of imports below a tree's root, as text; empty when there is none."""
     graph = {
-        "fl_tiny." + name_of(p).removesuffix(".py").replace("/", "."): [
-            m for m in imports(p) if m.startswith("fl_tiny.")
-        ]
-        for p in MODULES
+        "fl_tiny." + ".".join(path.relative_to(root).with_suffix("").parts): imports(path, root)
+        for path in sorted(root.rglob("*.py"))
     }
     done: set[str] = set()
 
-    def visit(module: str, above: tuple[str, ...]) -> None:
-        assert module not in above, " -> ".join((*above, module))
-        if module not in done:
-            for below in graph.get(module, []):
-                visit(below, (*above, module))
-            done.add(module)
+    def visit(module: str, above: tuple[str, ...]) -> str:
+        if module in above:
+            return " -> ".join((*above, module))
+        found = (
+            ""
+            if module in done
+            else next(filter(None, (visit(m, (*above, module)) for m in graph.get(module, []))), "")
+        )
+        done.add(module)
+        return found
 
-    for module in graph:
-        visit(module, ())
+    return next(filter(None, (visit(module, ()) for module in graph)), "")
+
+
+def test_no_cycle() -> None:
+    assert circle(ROOT) == ""
+
+
+@pytest.mark.parametrize("words", ["from fl_tiny.device import child", "import fl_tiny.device.child"])
+def test_control_a_circle_that_was_planted_is_seen(tmp_path: Path, words: str) -> None:
+    (tmp_path / "device").mkdir()
+    (tmp_path / "device/child.py").write_text("from fl_tiny.device import budget\n")
+    (tmp_path / "device/budget.py").write_text(f"{words}\n")
+    assert circle(tmp_path).count("budget") == 1 + circle(tmp_path).startswith("fl_tiny.device.budget")
 
 
 @pytest.mark.parametrize("module", IDLE)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,19 @@ def check(args: argparse.Namespace) -> None:
         try:
             config.load_whole(args.file, kinds[role])
         except ConfigError as fault:
-            faults.append(fault)
+            faults.append((_known(args.file, kinds[role]), fault))
         else:
             show(args, {"ok": True, "role": role}, f"{args.file}: right for a {role}")
             return
-    raise min(faults, key=lambda fault: fault.what.count("unknown key"))  # the role that it was likely meant for
+    raise max(faults, key=lambda fault: fault[0])[1]  # of the role that it was likely meant for
+
+
+def _known(file: Path, settings: Any) -> int:
+    """How many of a file's keys a role has."""
+    from fl_tiny import config
+    from fl_tiny.errors import ConfigError
+
+    try:
+        return len(set(config.read_table(file)) & {field.name for field in fields(settings)})
+    except ConfigError:  # no TOML: no role's
+        return 0

@@ -21,7 +21,8 @@ from fl_tiny.device.machine import UPDATE, Machine, Record
 from fl_tiny.errors import FlTinyError, RemoteError
 from fl_tiny.files import sync_directory
 from fl_tiny.protocol.codepoints import Code
-from fl_tiny.protocol.release import PIECE, Bundle, BundleRefusal, Release
+from fl_tiny.protocol.fields import cut_text
+from fl_tiny.protocol.release import PIECE, WHY_BYTES, Bundle, BundleRefusal, Release
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,9 @@ class Fetch:
         """What a heartbeat says of a bundle that did not stay, once a session."""
         record = None if self._told or self._running is None else self._left()
         self._told = True
-        return BundleRefusal(bytes.fromhex(record.name), record.code, record.why[:100]) if record else None
+        return (
+            BundleRefusal(bytes.fromhex(record.name), record.code, cut_text(record.why, WHY_BYTES)) if record else None
+        )
 
     def offered(self, bundle: Bundle | None) -> None:
         """What the gateway's last word offers."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fl_tiny.errors import DataError, EnvironmentFault
+from fl_tiny.protocol.codepoints import Code
 from fl_tiny.protocol.release import Release
 
 log = logging.getLogger(__name__)
@@ -77,7 +78,8 @@ def install(bundle: Path, say: Callable[[int, str], None]) -> None:
 
 
 def _refusal(bundle: Path, why: str) -> DataError:
-    return DataError(f"RAUC refuses {bundle}: {why}", hint="is it whole, of this fleet, for this board?")
+    code = Code.SIGNATURE if "signature" in why.lower() else Code.CONFLICT  # RAUC's words; it has no codes
+    return DataError(f"RAUC refuses {bundle}: {why}", hint="is it whole, of this fleet, for this board?", code=code)
 
 
 def _run(*command: str) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar
 from fl_tiny.protocol import cbor, wire
 from fl_tiny.protocol.consent import MIN_CLASS, MIN_SAMPLES, Floors
 from fl_tiny.protocol.fields import Key, blob, number, part, text, uint
+from fl_tiny.protocol.release import WHY_BYTES
 from fl_tiny.protocol.wire import H256, MAX_CODES, RANGES, Metrics
 
 LENGTH = struct.Struct(">I")
@@ -94,7 +95,7 @@ class Tried:
 
     KIND: ClassVar[int] = 104
     code: Annotated[int, Key(1, uint(0, 99))]
-    why: Annotated[str | None, Key(2, text(0, 128))] = None
+    why: Annotated[str | None, Key(2, text(0, WHY_BYTES))] = None
     same: Annotated[int | None, Key(3, FLAG)] = None
 
 

@@ -19,6 +19,8 @@ from fl_tiny.device.schema import CHOICE
 from fl_tiny.device.store import DeviceStore, HeldHead, Kept, add_head, drop_unused, drop_update, put_choice
 from fl_tiny.errors import DataError, RemoteError
 from fl_tiny.protocol import signed, wire
+from fl_tiny.protocol.fields import cut_text
+from fl_tiny.protocol.release import WHY_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -236,5 +238,4 @@ def _save(store: DeviceStore, db: object) -> None:
 
 
 def _refusal(counter: int, code: int, why: str) -> dict[str, object]:
-    text = why.encode()[:128].decode("utf-8", "ignore")
-    return {"refused": counter, "refused_code": int(code), "refused_why": text}
+    return {"refused": counter, "refused_code": int(code), "refused_why": cut_text(why, WHY_BYTES)}

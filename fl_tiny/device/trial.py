@@ -28,7 +28,9 @@ from fl_tiny.learn.head import HeadSpec, read_parameters
 from fl_tiny.learn.requant import requantise
 from fl_tiny.learn.tflite import Model, Tensor, cut, read_model
 from fl_tiny.protocol import wire
+from fl_tiny.protocol.fields import cut_text
 from fl_tiny.protocol.manifest import spec_of
+from fl_tiny.protocol.release import WHY_BYTES
 from fl_tiny.protocol.wire import Code
 
 CPU_S = 300  # guess: a model that computes longer on some inputs never ends
@@ -172,4 +174,4 @@ def _no_worse(spec: HeadSpec, samples: Samples) -> None:
 
 
 def _words(fault: FlTinyError) -> str:
-    return fault.what.encode()[:128].decode("utf-8", "ignore")
+    return cut_text(fault.what, WHY_BYTES)

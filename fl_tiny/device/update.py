@@ -20,7 +20,8 @@ from fl_tiny.device.machine import UPDATE, Machine, Record, has_reached
 from fl_tiny.errors import ConfigError, DataError, EnvironmentFault, FlTinyError
 from fl_tiny.files import open_plain, read_bounded
 from fl_tiny.protocol.codepoints import Code
-from fl_tiny.protocol.release import Release, read_release
+from fl_tiny.protocol.fields import cut_text
+from fl_tiny.protocol.release import WHY_BYTES, Release, read_release
 
 log = logging.getLogger(__name__)
 
@@ -80,9 +81,9 @@ def judge(machine: Machine, offered: Release) -> None:
     if running is None:
         raise EnvironmentFault("nobody knows which release runs here", hint="/etc/fl-tiny-release should say so")
     if offered.board != running.board:
-        raise DataError(f"a bundle for {offered.board}, and this is {running.board}")
+        raise DataError(f"a bundle for {offered.board}, and this is {running.board}", code=Code.CONFLICT)
     if offered.rank < running.rank:
-        raise DataError(f"release {offered.number} is older than {running.number}, which runs")
+        raise DataError(f"release {offered.number} is older than {running.number}, which runs", code=Code.DOWNGRADE)
 
 
 def judge_contents(machine: Machine, file: Path) -> None:
@@ -100,18 +101,14 @@ def _install(machine: Machine, files: BootFiles, bundle: Path, name: str, reache
         host.install(bundle, lambda percent, done: say(done, percent))
     except FlTinyError as fault:
         log.warning("bundle refused name=%s release=%s why=%r", name, number, fault.what)
-        machine.keep(Record(name, number, "refused", False, _code(fault), fault.what[:128]))
+        machine.keep(
+            Record(name, number, "refused", False, fault.code or Code.CONFLICT, cut_text(fault.what, WHY_BYTES))
+        )
         raise
     slot = files.next()
     machine.keep(Record(name, number, "installed", reached))
     log.info("bundle installed release=%s slot=%s", number, slot)
     return Installed(offered, slot)
-
-
-def _code(fault: FlTinyError) -> int:
-    if "older than" in fault.what:
-        return Code.DOWNGRADE
-    return Code.SIGNATURE if "signature" in fault.what.lower() else Code.CONFLICT
 
 
 def _fetched(machine: Machine, directory: Path) -> Path | None:

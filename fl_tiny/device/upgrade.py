@@ -19,6 +19,8 @@ from fl_tiny.device.store import DeviceStore, HeldHead
 from fl_tiny.errors import RemoteError
 from fl_tiny.files import write_atomic
 from fl_tiny.protocol import signed, wire
+from fl_tiny.protocol.fields import cut_text
+from fl_tiny.protocol.release import WHY_BYTES
 from fl_tiny.protocol.wire import Code
 
 log = logging.getLogger(__name__)
@@ -122,7 +124,7 @@ class Upgrade:
             self.trial = self.trial if self.trial is not None and self.trial.confirm else None
             return False
         self._deaths = 0
-        return self.tried(Tried(int(Code.CANARY), f"the trial failed: {why}"[:128]))
+        return self.tried(Tried(int(Code.CANARY), cut_text(f"the trial failed: {why}", WHY_BYTES)))
 
     async def _fetch(self, link: Link) -> Trial | None:
         """The model the gateway names, in the spare slot. Raises: RemoteError when it is not to be taken."""

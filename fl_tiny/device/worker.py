@@ -29,6 +29,7 @@ from fl_tiny.learn.loss import Task
 from fl_tiny.learn.requant import patch
 from fl_tiny.learn.tflite import read_model
 from fl_tiny.protocol import signed, wire
+from fl_tiny.protocol.fields import cut_text
 from fl_tiny.protocol.manifest import spec_of
 
 PR_SET_PDEATHSIG = 1
@@ -111,7 +112,7 @@ def main() -> None:
         serve(Path(sys.argv[1]), job, out)
     except FlTinyError as fault:
         code = wire.Code.PRIVACY if isinstance(fault, NotAllowed) else None
-        _answer(out, Failed(str(fault).encode()[:512].decode("utf-8", "ignore"), code))
+        _answer(out, Failed(cut_text(str(fault), 512), code))
 
 
 def _chosen(data: bytes, samples: Samples, choice: Choice, start: bytes) -> Chosen:

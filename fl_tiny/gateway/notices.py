@@ -44,7 +44,7 @@ def outliers(store: Store) -> dict[bytes, float]:
     """How far each device stands out: the median of its last five rounds of training, else by its sums."""
     lately: dict[bytes, list[float]] = {}
     query = (
-        "SELECT did, outlier FROM ledger JOIN round USING(rid) WHERE kind='train' AND outlier IS NOT NULL"
+        "SELECT ledger.did, outlier FROM ledger JOIN round USING(rid) WHERE kind='train' AND outlier IS NOT NULL"
         " AND consumed_by>(SELECT max(number) FROM version)-? ORDER BY consumed_by DESC"
     )
     for did, score in store.rows(query, LOOKED_BACK):

@@ -100,7 +100,6 @@ async def _serve(
     def say(event: str, facts: dict[str, Any]) -> None:
         if event == "round":
             notify.status(f"round {facts['number']} {facts['state']}")
-            server.changed()  # there may be a new head
         emit(event, facts)
 
     resources = Resources(gateway)
@@ -124,7 +123,7 @@ async def _serve(
         server.drop_identity(did.hex())
         server.drop_identity(NEXT + did.hex())
 
-    gateway.emit, gateway.cut = say, cut
+    gateway.emit, gateway.cut, gateway.published = say, cut, server.changed
     web = None
     try:
         store.put(uri=server.uri, bound=_bound(settings.bind, server.port))

@@ -90,6 +90,7 @@ class Gateway:
         self.strategy = strategy or FedAvg()
         self.max_samples = max_samples
         self.emit: Emit = lambda event, facts: None
+        self.published: Callable[[], None] = lambda: None  # there is a newer head
         self.attendance = Attendance(store, models.trains)
         self.head: Version = store.head()
         self.epoch = store.epoch
@@ -303,6 +304,7 @@ class Gateway:
         shares, outliers = made.shares, made.outliers
         self.store.publish(rid, version, seconds, shares=shares, outliers=outliers, keeps_sums=exact, strategy=state)
         self.head = version
+        self.published()
         updates = len(made.shares)
         self.emit("round", {"number": version.number, "state": "published", "updates": updates})
         log.info("round published number=%d updates=%d seconds=%.2f", version.number, updates, seconds)
@@ -359,6 +361,7 @@ class Gateway:
         self._resume()
         self.uploads.clear()
         self._has_opened, self._next_open = False, 0.0
+        self.published()
         self.emit("round", {"number": head.number, "state": "published", "updates": 0})
 
     # ---- across a restart -----------------------------------------------------------------------------------

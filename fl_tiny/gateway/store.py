@@ -333,7 +333,7 @@ class Store:
 
     def forgotten(self, did: bytes) -> int | None:
         """The head that no longer knows this device, once there is one."""
-        row = self._db.execute("SELECT number FROM round WHERE kind='forget' AND why=?", (did.hex(),)).fetchone()
+        row = self._db.execute("SELECT number FROM round WHERE kind='forget' AND did=?", (did,)).fetchone()
         return row[0] if row else None
 
     def forget(self, did: bytes, rid: bytes, version: Version, outliers: Mapping[bytes, float | None]) -> None:
@@ -349,7 +349,7 @@ class Store:
             insert_version(db, version)
             db.execute("DELETE FROM strategy")  # it remembers rounds with the device
             insert_round(db, OpenRound(rid, version.number, version.number - 1, 0.0, "forget"), "published")
-            db.execute("UPDATE round SET seconds=0, why=? WHERE rid=?", (did.hex(), rid))
+            db.execute("UPDATE round SET seconds=0, did=? WHERE rid=?", (did, rid))
             _put_outliers(db, outliers)
         self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 

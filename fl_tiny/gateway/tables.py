@@ -21,7 +21,8 @@ CREATE TABLE peer(name TEXT PRIMARY KEY, psk BLOB NOT NULL) STRICT;
 CREATE TABLE version(number INTEGER PRIMARY KEY, digest BLOB NOT NULL, body BLOB NOT NULL, signed BLOB NOT NULL,
   residual BLOB NOT NULL, steps BLOB NOT NULL, weight INT NOT NULL) STRICT;
 CREATE TABLE round(rid BLOB PRIMARY KEY, number INT NOT NULL, base INT NOT NULL REFERENCES version(number),
-  state TEXT NOT NULL, left_s REAL NOT NULL, seconds REAL, why TEXT, kind TEXT NOT NULL DEFAULT 'train') STRICT;
+  state TEXT NOT NULL, left_s REAL NOT NULL, seconds REAL, why TEXT, kind TEXT NOT NULL DEFAULT 'train',
+  did BLOB) STRICT;
 CREATE TABLE answer(rid BLOB NOT NULL REFERENCES round(rid) ON DELETE CASCADE, did BLOB NOT NULL, said INT NOT NULL,
   PRIMARY KEY(rid, did)) STRICT, WITHOUT ROWID;
 CREATE TABLE ledger(rid BLOB NOT NULL REFERENCES round(rid), did BLOB NOT NULL REFERENCES device(did),
@@ -75,6 +76,8 @@ CREATE TABLE runs(did BLOB PRIMARY KEY, board TEXT NOT NULL, release TEXT NOT NU
 ALTER TABLE ledger ADD COLUMN weight INT;
 ALTER TABLE ledger ADD COLUMN factor INT;
 ALTER TABLE ledger ADD COLUMN outlier REAL;
+ALTER TABLE round ADD COLUMN did BLOB;
+UPDATE round SET did=(SELECT did FROM device WHERE lower(hex(device.did))=why), why=NULL WHERE kind='forget';
 """,
 }
 

@@ -56,6 +56,11 @@ def text(low: int, high: int) -> Read:
     return read
 
 
+def cut_text(value: str, size: int) -> str:
+    """The beginning of a text that fits ``size`` bytes of UTF-8, with no character cut in two."""
+    return value.encode()[:size].decode("utf-8", "ignore")
+
+
 def choice(*words: str) -> Read:
     """One of these texts."""
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from fl_tiny.errors import FlTinyError, RemoteError
 from fl_tiny.protocol import cbor
+from fl_tiny.protocol.fields import cut_text
 from fl_tiny.protocol.wire import Code
 
 PROBLEM_KEY = 65001
@@ -46,7 +47,7 @@ class Problem:
 def encode(fault: FlTinyError) -> bytes:
     """The problem map for a fault; the detail names value and rule, never what a device learned."""
     code = fault.code if isinstance(fault, RemoteError) else Code.NONE
-    detail = fault.what.encode()[:_DETAIL_LIMIT].decode("utf-8", "ignore")
+    detail = cut_text(fault.what, _DETAIL_LIMIT)
     return cbor.encode({_TITLE: Code(code).name.lower(), _DETAIL: detail, PROBLEM_KEY: {1: int(code)}})
 
 

@@ -12,6 +12,7 @@ from fl_tiny.protocol.fields import Key, blob, text, uint
 
 RELEASE_BYTES = 32
 NAME_BYTES = 64
+WHY_BYTES = 128  # of a sentence that says why something was refused
 BUNDLE_LIMIT = 1 << 30  # bytes
 PIECE = 32_768  # bytes of a bundle in one answer, whole but for the last; its blocks go through a window
 TRAILER = 8  # bytes at a bundle's end: the length of the signed manifest before them, big endian
@@ -55,7 +56,7 @@ class BundleRefusal:
 
     name: Annotated[bytes, Key(1, blob(8))]
     code: Annotated[int, Key(2, uint(0, 99))]
-    why: Annotated[str, Key(3, text(0, 128))]
+    why: Annotated[str, Key(3, text(0, WHY_BYTES))]
 
 
 def rank_of(number: str) -> tuple[int, ...]:

@@ -24,7 +24,7 @@ from fl_tiny.protocol.codepoints import Said as Said
 from fl_tiny.protocol.codepoints import Status as Status
 from fl_tiny.protocol.fields import Key, blob, from_map, many, number, part, text, to_map, uint
 from fl_tiny.protocol.preprocess import Preprocess, described
-from fl_tiny.protocol.release import NAME_BYTES, RELEASE_BYTES, Bundle, BundleRefusal
+from fl_tiny.protocol.release import NAME_BYTES, RELEASE_BYTES, WHY_BYTES, Bundle, BundleRefusal
 
 VERSION = 1
 U16 = 0xFFFF
@@ -112,7 +112,7 @@ class Refusal:
 
     counter: Annotated[int, Key(1, uint(1, U32))]
     code: Annotated[int, Key(2, uint(0, 99))]
-    why: Annotated[str, Key(3, text(0, 128))]
+    why: Annotated[str, Key(3, text(0, WHY_BYTES))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +158,7 @@ class Own:
     state: Annotated[str, Key(2, text(1, 16))]
     rounds: Annotated[int, Key(3, uint(0, U32))]
     did: Annotated[bytes | None, Key(1, DID)] = None
-    why: Annotated[str | None, Key(4, text(0, 128))] = None
+    why: Annotated[str | None, Key(4, text(0, WHY_BYTES))] = None
 
 
 # ---- models and heads ---------------------------------------------------------------------------------------
@@ -374,9 +374,12 @@ def name_of(digest: bytes) -> str:
 
 
 def encode(message: Any) -> bytes:
-    """The bytes of a message of this file. Raises: MalformedMessage when a field breaks its own rule."""
+    """The bytes of a message of this file. A field that breaks its own rule is our own fault, an AssertionError."""
     body = to_map(message)
-    from_map(type(message), body, type(message).__name__.lower())
+    try:
+        from_map(type(message), body, type(message).__name__.lower())
+    except MalformedMessage as fault:
+        raise AssertionError(f"a message of our own breaks its rule: {fault.what}") from fault
     return cbor.encode({0: message.KIND, **body})
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fl_tiny.device.sources import messages
 from fl_tiny.errors import DataError, EnvironmentFault, MalformedMessage
+from fl_tiny.protocol.fields import cut_text
 
 log = logging.getLogger(__name__)
 
@@ -83,4 +84,4 @@ def _refusal(why: str) -> messages.Answer:
 
 
 def _short(why: str) -> str:
-    return why.encode()[:1000].decode("utf-8", "ignore")
+    return cut_text(why, 1000)
