@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fl_tiny.device.faults import Faults
 from fl_tiny.device.folder import all_files, class_numbers, labelled_files
 from fl_tiny.errors import DataError
 
@@ -45,25 +46,25 @@ def test_hidden_files_are_passed_over_and_all_others_must_be_readable(tmp_path: 
     for name in ("b/2.wav", "a/1.WAV", "a/deep/0.wav", "a/.hidden", ".git/x", "a/.x/y.wav"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    found = labelled_files(tmp_path, {".wav"})
+    found = labelled_files(tmp_path, {".wav"}, Faults())
     assert [str(p.relative_to(tmp_path)) for p in found.paths] == ["a/1.WAV", "a/deep/0.wav", "b/2.wav"]
     assert found.labels == ("a", "a", "b")
-    assert all_files(tmp_path, {".wav"}).paths == found.paths
+    assert all_files(tmp_path, {".wav"}, Faults()).paths == found.paths
     (tmp_path / "a" / "deep" / "loop").symlink_to(tmp_path)
     with pytest.raises(DataError, match="loop is no file of this kind"):
-        labelled_files(tmp_path, {".wav"})
+        labelled_files(tmp_path, {".wav"}, Faults())
 
 
 def test_what_is_no_folder_of_labels_says_how_it_should_be(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has no files .*LABEL"):
-        labelled_files(tmp_path, {".wav"})
+        labelled_files(tmp_path, {".wav"}, Faults())
     with pytest.raises(DataError, match="no directory"):
-        labelled_files(tmp_path / "none", {".wav"})
+        labelled_files(tmp_path / "none", {".wav"}, Faults())
     (tmp_path / "1.wav").touch()
     with pytest.raises(DataError, match="stands in no folder of a label"):
-        labelled_files(tmp_path, {".wav"})
+        labelled_files(tmp_path, {".wav"}, Faults())
     (tmp_path / "1.wav").unlink()
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "notes.txt").touch()
     with pytest.raises(DataError, match=r"notes\.txt is no file of this kind"):
-        labelled_files(tmp_path, {".wav"})
+        labelled_files(tmp_path, {".wav"}, Faults())
