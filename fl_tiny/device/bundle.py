@@ -7,9 +7,12 @@ The daemon installs nothing: fl-tiny-update.path sees DIR/update/NAME.raucb, and
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import hashlib
 import logging
 import os
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -85,7 +88,8 @@ class Fetch:
             return
         for path in self._folder.glob("*.part") if self._folder.is_dir() else ():
             if path.name != f"{name}.part":
-                path.unlink()
+                with contextlib.suppress(OSError):  # a folder is none of ours
+                    path.unlink()
         if bundle is None or (self._folder / f"{name}.raucb").exists() or self._is_taken(name):
             return
         free = statedir.free_bytes(self._folder.parent)
@@ -119,9 +123,13 @@ class Fetch:
     async def _piece(self, link: Link, bundle: Bundle) -> None:
         self._folder.mkdir(mode=0o750, exist_ok=True)
         path = self._folder / f"{bundle.digest[:8].hex()}.part"
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o640)
         try:
-            have = min(os.fstat(handle).st_size, bundle.size)
+            state = os.fstat(handle)
+            if not stat.S_ISREG(state.st_mode) or state.st_nlink != 1:
+                path.unlink()
+                raise OSError(errno.EINVAL, "a link or a pipe stood in its place")
+            have = min(state.st_size, bundle.size)
             if have < bundle.size:
                 number = have // PIECE
                 at = number * PIECE

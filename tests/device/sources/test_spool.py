@@ -126,7 +126,7 @@ def child(pid: int) -> int:
 def test_the_spool_stays_bounded_in_what_is_put_aside(tmp_path: Path) -> None:
     for n in range(spool.MAX_REJECTED + 20):
         (tmp_path / f"{n:03}.x").touch()
-        spool.reject(tmp_path, spool.Dropped(tmp_path / f"{n:03}.x", None, ""), "why")
+        spool.reject(spool.Dropped(tmp_path, "", f"{n:03}.x", None, ""), "why")
     names = {p.name for p in (tmp_path / "rejected").iterdir()}
     assert len(names) == 2 * spool.MAX_REJECTED and "119.x.reason" in names and "000.x" not in names
 
