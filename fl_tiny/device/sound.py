@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -195,21 +196,15 @@ def _other(file: IO[bytes], path: Path) -> Other:
         import soundfile  # noqa: PLC0415 - an extra, for recordings that are no plain WAV
     except (ImportError, OSError) as cause:  # OSError: without libsndfile
         raise EnvironmentFault(f"{path} needs soundfile to be read", hint=EXTRA) from cause
-    file.seek(0)
+    os.lseek(file.fileno(), 0, os.SEEK_SET)  # libsndfile reads beside Python's buffer
     found = soundfile.SoundFile(file.fileno(), closefd=False)
     _check(found.channels, found.samplerate)
-    frames = _count(found) if found.frames > UNCOUNTED else found.frames
+    frames = found.frames
+    if frames > UNCOUNTED:
+        raise DataError(f"{path} does not say how long it is", hint="it went through a pipe: ffmpeg -i IN OUT.wav")
     if frames > MAX_FRAMES:
         raise DataError(f"{path} declares {frames} frames, more than {MAX_FRAMES}", hint="cut it into parts")
     return Other(found, found.samplerate, _some(frames))
-
-
-def _count(file: Any) -> int:
-    """Frames of a stream that does not say how many: it is decoded once, a block at a time."""
-    frames = 0
-    while frames <= MAX_FRAMES and (more := len(file.read(BLOCK, dtype="int16", always_2d=True))):
-        frames += more
-    return frames
 
 
 def _check(channels: int, rate: int) -> None:

@@ -123,25 +123,27 @@ def _fetched(machine: Machine, directory: Path) -> Path | None:
         folder = os.open(directory / UPDATE, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return None
+    work = os.open(machine.work, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with os.scandir(folder) as entries:
             names = sorted(entry.name for entry in entries if entry.name.endswith(SUFFIX))
         taken, refused = None, ""
         for name in names:
             if taken is None and _is_bundle(folder, name):
-                taken = machine.work / name
-                os.rename(name, taken, src_dir_fd=folder)
-                if _is_made_ours(taken):
+                if (machine.work / name).is_dir():
+                    _put_away(work, name)
+                os.rename(name, name, src_dir_fd=folder, dst_dir_fd=work)
+                if _is_made_ours(work, name):
+                    taken = machine.work / name
                     continue
-                taken.unlink(missing_ok=True)
-                taken = None
+                _put_away(work, name)
             refused = refused or name
-            with contextlib.suppress(FileNotFoundError):  # whatever it is: a rename follows nothing and takes no time
-                os.rename(name, f".refused-{secrets.token_hex(8)}", src_dir_fd=folder, dst_dir_fd=folder)
+            _put_away(folder, name)
     except OSError as fault:
         raise EnvironmentFault(f"{directory / UPDATE}: {fault.strerror}", hint="is the disk whole?") from fault
     finally:
         os.close(folder)
+        os.close(work)
     if taken is None and refused:
         raise DataError(f"{directory / UPDATE / refused} is no plain file", hint="it is called .refused-… there now")
     return taken
@@ -159,15 +161,18 @@ def _is_bundle(folder: int, name: str) -> bool:
         os.close(handle)
 
 
-def _is_made_ours(taken: Path) -> bool:
+def _put_away(folder: int, name: str) -> None:
+    """Give whatever has this name another one: a rename follows nothing, and takes no time."""
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(name, f".refused-{secrets.token_hex(8)}", src_dir_fd=folder, dst_dir_fd=folder)
+
+
+def _is_made_ours(work: int, name: str) -> bool:
     """Take a moved file over. True when it is a plain file still; another may have stood there meanwhile."""
-    folder = os.open(taken.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        handle = open_unfollowed(taken.name, folder)
+        handle = open_unfollowed(name, work)
     except (OSError, DataError):
         return False
-    finally:
-        os.close(folder)
     try:
         os.fchown(handle, os.geteuid(), os.getegid())
         os.fchmod(handle, 0o600)

@@ -98,11 +98,16 @@ def test_what_is_no_recording_is_named(tmp_path: Path) -> None:
         path.write_bytes(data)
         with pytest.raises(DataError, match=rf"{number}\.wav"):
             clips(path)
-    endless = bytearray(whole)
-    endless[24:28], endless[40:44] = b"\x01\0\0\0", b"\xff\xff\xff\x7f"  # 1 Hz, two gigabytes
-    (tmp_path / "e.wav").write_bytes(endless)
-    with pytest.raises(DataError, match=r"e\.wav gives \d+ clips"):
+    promising = bytearray(whole)
+    promising[40:44] = b"\0\0\0\x70"  # two gigabytes
+    (tmp_path / "e.wav").write_bytes(promising)
+    with pytest.raises(DataError, match=r"e\.wav .* ends before its header says"):
         clips(tmp_path / "e.wav", Audio(rate=8000, clip_ms=100, longer="split"))
+    many = bytearray(write_wav(tmp_path / "many.wav", np.zeros(120_000), 8000).read_bytes())
+    many[24:28] = b"\x01\0\0\0"  # 1 Hz: each number is a clip
+    (tmp_path / "many.wav").write_bytes(many)
+    with pytest.raises(DataError, match=r"many\.wav gives \d+ clips"):
+        clips(tmp_path / "many.wav", Audio(rate=8000, clip_ms=100, longer="split"))
     with pytest.raises(DataError, match=r"odd\.wav has 191999 Hz"):
         clips(write_wav(tmp_path / "odd.wav", tone(0.1, 8000), 191_999))
     with pytest.raises(DataError, match="no file"):

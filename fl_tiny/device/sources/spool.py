@@ -58,7 +58,7 @@ def dropped(spool: Path) -> Iterator[Dropped]:
         for name in _names(spool, top):
             if _is_folder(top, name):
                 folders.append(name)
-            elif not name.endswith(SIDECAR) and (found := _looked_at(spool, "", top, name)):
+            elif name != REJECTED and not name.endswith(SIDECAR) and (found := _looked_at(spool, "", top, name)):
                 yield found
     for folder in folders:
         if folder != REJECTED:
@@ -98,6 +98,8 @@ def remove(found: Dropped) -> None:
 def reject(found: Dropped, why: str) -> None:
     """Put a file aside, with the reason beside it; the oldest such files go. Raises: EnvironmentFault."""
     with contextlib.suppress(OSError), _open(found.spool) as top:
+        if _is_there(top, REJECTED) and not _is_folder(top, REJECTED):  # a link: it may stay, under another name
+            os.rename(REJECTED, f".{REJECTED}-{secrets.token_hex(8)}", src_dir_fd=top, dst_dir_fd=top)
         os.mkdir(REJECTED, 0o2770, dir_fd=top)
     with _open(found.spool, found.folder) as place, _open(found.spool, REJECTED) as aside:
         try:
