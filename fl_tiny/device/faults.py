@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from fl_tiny.errors import DataError, named
@@ -15,9 +16,9 @@ SHOWN = 3  # files of each
 class Faults:
     """The faults of one source."""
 
-    def __init__(self, *, skip: bool = False, unit: str = "files") -> None:
-        """skip: samples are used without them.   unit: what has faults."""
-        self.skip, self.unit, self.where = skip, unit, Path()
+    def __init__(self, where: Path = Path(), *, skip: bool = False, unit: str = "files") -> None:
+        """where: the source.   skip: samples are used without what has faults.   unit: what has them."""
+        self.where, self.skip, self.unit = where, skip, unit
         self._names: set[str] = set()
         self._kinds: dict[str, list[str]] = {}
         self._counts: dict[str, int] = {}
@@ -33,8 +34,7 @@ class Faults:
 
     def add(self, what: Path | str, fault: DataError) -> None:
         """Note that ``what``, a file or a row, cannot be used; more faults of it count no more."""
-        inside = isinstance(what, Path) and self.where in what.parents
-        name = str(what.relative_to(self.where) if isinstance(what, Path) and inside else what)
+        name = os.path.relpath(what, self.where) if isinstance(what, Path) else what
         if name in self._names:
             return
         self._names.add(name)

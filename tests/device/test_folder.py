@@ -81,8 +81,7 @@ def test_all_faults_are_one_message_with_counts_and_a_way_out(tmp_path: Path) ->
     for n in range(3):
         (tmp_path / "a" / f"{n}.m4a").touch()
     (tmp_path / "stray.wav").touch()
-    faults = Faults()
-    faults.where = tmp_path
+    faults = Faults(tmp_path)
     assert len(labelled_files(tmp_path, {".wav"}, faults).paths) == 40
     with pytest.raises(DataError) as said:
         faults.check(40)

@@ -73,8 +73,7 @@ def open_samples(source: Source, wanted: Wanted, *, skip_bad: bool = False) -> t
     seen = Seen(input_range(wanted.model))
     if source.kind == "data":
         return open_dataset(source.path, wanted.model.input, expected=wanted.expected, seen=seen), ""
-    faults = Faults(skip=skip_bad, unit="rows" if source.kind == "csv" else "files")
-    faults.where = source.path
+    faults = Faults(source.path, skip=skip_bad, unit="rows" if source.kind == "csv" else "files")
     if source.kind == "csv":
         return _table(source.path, wanted, seen, faults)
     if source.kind == "images":

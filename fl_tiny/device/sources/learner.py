@@ -103,7 +103,8 @@ class Learner:
         if labels is None:
             raise DataError("it has no labels")
         added = device.learn_features(features, labels, runtime=device.runtime, once=header.get("once", ""))
-        return {"added": added, "doubt": data.seen.doubt()}, b""
+        doubt = data.seen.doubt() if data.seen.clipped else ""  # its other reasons take many samples to tell
+        return {"added": added, "doubt": doubt}, b""
 
     def _array(self, header: Header, body: bytes) -> NDArray[Any]:
         source = self._device.model.input
