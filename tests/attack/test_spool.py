@@ -130,7 +130,7 @@ def attack_names(victim: Board) -> None:
     """Links, pipes, folders, second names, names that are no text, folders named like files, in every place."""
     (victim.spool / "kind1").mkdir()
     (victim.spool / "rejected").mkdir()
-    for place in (victim.spool, victim.spool / "kind1", victim.spool / "rejected"):
+    for place in (victim.spool / "rejected", victim.spool / "kind1", victim.spool):
         os.mkfifo(place / "a.png")
         (place / "b.png").symlink_to(victim.dir / "secret/psk")
         os.link(victim.dir / "fl-tiny.toml", place / "c.csv")

@@ -101,12 +101,13 @@ class Service:
         place, failures = Path(self._settings.spool), 0
         shut: set[Path] = set()  # folders told of
         waits: dict[str, float] = {}  # files that the machine could not deal with: until when
-        ends = Ends(self._directory)
+        ends: Ends | None = None
         try:
             while True:
                 now, pause = time.monotonic(), 0.0
                 waits = {once: until for once, until in waits.items() if until > now}
                 try:
+                    ends = ends or Ends(self._directory)
                     for found in spool.dropped(place):
                         if not found.removable:
                             if found.path.parent not in shut and len(shut) < spool.MAX_SEEN:
@@ -130,7 +131,8 @@ class Service:
                     failures += 1
                 await asyncio.sleep(pause or self._settings.every)
         finally:
-            ends.close()
+            if ends is not None:
+                ends.close()
 
     async def _take(self, found: spool.Dropped, ends: Ends) -> None:
         """Learn a file and remove it, or put it aside. Raises: EnvironmentFault when it must wait, and stays."""
@@ -138,10 +140,11 @@ class Service:
         if is_new:
             ends.begin(found.once)
             try:
-                ends.note(found.once, await self._tried(found))
+                end = await self._tried(found)
             except (EnvironmentFault, asyncio.CancelledError):
                 ends.forget(found.once)
                 raise
+            ends.note(found.once, end)
         why = ends[found.once]
         try:
             if why is None:
