@@ -43,11 +43,15 @@ def open_unfollowed(name: str, folder: int) -> int:
     No link is followed, nothing is waited for: for directories that others write in.
     """
     handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY, dir_fd=folder)
-    state = os.fstat(handle)
-    if not stat.S_ISREG(state.st_mode) or state.st_nlink != 1:
+    if not is_plain(os.fstat(handle)):
         os.close(handle)
         raise DataError(f"{name} is no plain file", hint="no folder, no link, no pipe, and no second name")
     return handle
+
+
+def is_plain(about: os.stat_result) -> bool:
+    """True for a regular file that has no second name."""
+    return stat.S_ISREG(about.st_mode) and about.st_nlink == 1
 
 
 def is_leftover(name: str) -> bool:

@@ -12,7 +12,6 @@ import errno
 import hashlib
 import logging
 import os
-import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,7 @@ from fl_tiny import statedir
 from fl_tiny.device.link import Link
 from fl_tiny.device.machine import UPDATE, Machine, Record
 from fl_tiny.errors import FlTinyError, RemoteError
-from fl_tiny.files import sync_directory
+from fl_tiny.files import is_plain, sync_directory
 from fl_tiny.protocol.codepoints import Code
 from fl_tiny.protocol.release import PIECE, Bundle, BundleRefusal, Release
 
@@ -126,7 +125,7 @@ class Fetch:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o640)
         try:
             state = os.fstat(handle)
-            if not stat.S_ISREG(state.st_mode) or state.st_nlink != 1:
+            if not is_plain(state):
                 path.unlink()
                 raise OSError(errno.EINVAL, "a link or a pipe stood in its place")
             have = min(state.st_size, bundle.size)

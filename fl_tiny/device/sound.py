@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -196,8 +195,8 @@ def _other(file: IO[bytes], path: Path) -> Other:
         import soundfile  # noqa: PLC0415 - an extra, for recordings that are no plain WAV
     except (ImportError, OSError) as cause:  # OSError: without libsndfile
         raise EnvironmentFault(f"{path} needs soundfile to be read", hint=EXTRA) from cause
-    os.lseek(file.fileno(), 0, os.SEEK_SET)  # libsndfile reads beside Python's buffer
-    found = soundfile.SoundFile(file.fileno(), closefd=False)
+    file.seek(0)
+    found = soundfile.SoundFile(file)  # not its descriptor: libsndfile 1.2.0 closes that when it refuses
     _check(found.channels, found.samplerate)
     frames = found.frames
     if frames > UNCOUNTED:

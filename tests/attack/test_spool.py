@@ -6,6 +6,7 @@ docs/failures.md, rows 128 and 129.
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
 import stat
@@ -17,10 +18,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fl_tiny.device import update
+from fl_tiny.device import bundle, update
 from fl_tiny.device.machine import Machine
 from fl_tiny.device.sources import ends, spool
 from fl_tiny.errors import DataError, FlTinyError
+from fl_tiny.protocol.release import Bundle
 from tests.device.sources.conftest import Board, board, enrolled, pixels, until  # noqa: F401 - two are fixtures
 
 SECRET = b"what only the service may write\n"
@@ -264,3 +266,39 @@ def test_a_folder_of_updates_that_is_a_link_is_not_followed(tmp_path: Path) -> N
     (tmp_path / "dev/update").symlink_to(tmp_path / "elsewhere")
     assert update._fetched(Machine(tmp_path), tmp_path / "dev") is None
     assert (tmp_path / "elsewhere/a.raucb").read_bytes() == SECRET
+
+
+# ---- a release on its way -------------------------------------------------------------------------------------
+
+
+class Pieces:
+    """A gateway's pieces, as ``Link`` gives them."""
+
+    async def piece(self, digest: bytes, number: int, size: int) -> bytes:
+        return bytes(size)
+
+
+def attack_part(root: Path, victim: Path) -> bytes:
+    """The name of a release on its way is a second name of another file; returns what that holds afterwards."""
+    whole = Bundle(b"d" * 32, 100, "3")
+    (root / "etc/rauc").mkdir(parents=True)
+    (root / "etc/rauc/system.conf").touch()
+    (root / "etc/fl-tiny-release").write_text("COMPATIBLE=fl-tiny-a\nRELEASE=2\n")
+    fetch = bundle.Fetch(root, Machine(root), lambda event, facts: None)
+    fetch.offered(whole)
+    assert fetch.is_on
+    (root / "update").mkdir()
+    os.link(victim, root / f"update/{whole.digest[:8].hex()}.part")
+    asyncio.run(fetch.pieces(Pieces(), 1.0))  # type: ignore[arg-type]
+    return victim.read_bytes()
+
+
+def test_part_a_second_name_of_a_file_is_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_bytes(SECRET)
+    assert attack_part(tmp_path, tmp_path / "victim") == SECRET
+
+
+def test_control_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundle, "is_plain", lambda state: True)
+    (tmp_path / "victim").write_bytes(SECRET)
+    assert attack_part(tmp_path, tmp_path / "victim") != SECRET

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fl_tiny.errors import DataError, EnvironmentFault
-from fl_tiny.files import is_leftover, open_unfollowed
+from fl_tiny.files import is_leftover, is_plain, open_unfollowed
 
 REJECTED = "rejected"
 SIDECAR, REASON = ".label", ".reason"
@@ -162,7 +162,7 @@ def _looked_at(spool: Path, folder: str, place: int, name: str) -> Dropped | Non
         return None
     once, removable = _once(about), _is_removable(place, about)
     try:
-        if not stat.S_ISREG(about.st_mode) or about.st_nlink != 1:
+        if not is_plain(about):
             return Dropped(spool, folder, name, label, once, "it is no plain file", removable)
         if about.st_size > MAX_BYTES:
             why = f"it is longer than {MAX_BYTES} bytes; use fl-tiny samples add"
