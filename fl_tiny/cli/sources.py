@@ -62,7 +62,7 @@ def own_names(args: argparse.Namespace, model: Model) -> tuple[str, ...] | None:
 def warn(samples: Samples) -> None:
     """Say on stderr what was passed over, and when the samples that went by cannot be what the model expects."""
     if samples.faults:
-        progress(f"passed over: {samples.faults.summary(samples.samples)}")
+        progress(f"passed over: {samples.faults.summary()}")
     doubt = samples.seen.doubt()
     if doubt:
         progress(f"warning: {doubt}")

@@ -19,6 +19,7 @@ class Faults:
     def __init__(self, where: Path = Path(), *, skip: bool = False, unit: str = "files") -> None:
         """where: the source.   skip: samples are used without what has faults.   unit: what has them."""
         self.where, self.skip, self.unit = where, skip, unit
+        self.total = 0  # units of the source, good and bad
         self._names: set[str] = set()
         self._kinds: dict[str, list[str]] = {}
         self._counts: dict[str, int] = {}
@@ -47,21 +48,21 @@ class Faults:
             self._kinds.setdefault(kind, []).append(name)
 
     def check(self, good: int) -> None:
-        """Raises: DataError with all faults unless they are passed over, and when not one of ``good`` is left."""
+        """Raises: DataError with all faults unless they are passed over and some ``good`` samples are left."""
         if self._first is None or (self.skip and good):
             return
         if len(self) == 1:
             raise self._first
         raise DataError(
-            f"{self.where}: {self.summary(good)}",
+            f"{self.where}: {self.summary()}",
             hint="none is left" if self.skip else "--skip-bad goes on without them",
         )
 
-    def summary(self, good: int) -> str:
+    def summary(self) -> str:
         """How many of how many cannot be used, and why, the most frequent fault first; empty without faults."""
         if not self._names:
             return ""
-        text, told = f"{len(self)} of {good + len(self)} {self.unit} cannot be used", 0
+        text, told = f"{len(self)} of {self.total} {self.unit} cannot be used", 0
         for kind in sorted(self._counts, key=lambda kind: -self._counts[kind]):
             count, names = self._counts[kind], self._kinds[kind]
             part = f"{kind[:100]} ({named([*names, *[''] * (count - len(names))], SHOWN)})"

@@ -120,6 +120,7 @@ def labelled_files(root: Path, suffixes: Collection[str], faults: Faults) -> Fil
             paths.append(path)
             labels.append(entry.name)
             _bound(root, paths)
+    faults.total = len(paths) + len(faults)
     if not paths:
         faults.check(0)
         raise DataError(f"{root} has no files", hint=LAYOUT)
@@ -137,6 +138,7 @@ def all_files(root: Path, suffixes: Collection[str], faults: Faults) -> Files:
     for path in _below(root, suffixes, faults):
         paths.append(path)
         _bound(root, paths)
+    faults.total = len(paths) + len(faults)
     if not paths:
         faults.check(0)
         raise DataError(f"{root} has no files", hint=f"give files that end in {', '.join(sorted(suffixes))}")

@@ -99,13 +99,13 @@ def _upright(picture: Any) -> Any:
     from PIL import Image, ImageOps  # noqa: PLC0415 - as above
 
     picture.load()
+    if picture.getexif().get(ORIENTATION, 1) != 1:
+        picture = ImageOps.exif_transpose(picture) or picture
     if picture.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip
         wide = np.ascontiguousarray(np.asarray(picture))
         order = 1 if wide.dtype.byteorder != ">" else wide.dtype.itemsize - 2
         return Image.fromarray(np.ascontiguousarray(wide.view(np.uint8).reshape(*wide.shape, -1)[..., order]))
-    if picture.getexif().get(ORIENTATION, 1) == 1:
-        return picture
-    return ImageOps.exif_transpose(picture) or picture
+    return picture
 
 
 def _way_out(path: Path) -> str:

@@ -137,6 +137,7 @@ def _windows(path: Path, lines: _Lines, how: Series, size: int, faults: Faults, 
         if not any(cell.strip() for cell in cells):
             continue
         where = f"row {lines.number}"
+        faults.total += 1
         try:
             _check_width(path, where, cells, header, delimiter)
             label = cells[label_at].strip() if label_at is not None else None

@@ -140,3 +140,13 @@ def test_of_a_long_recording_only_clips_are_in_memory(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert count == 1200
     assert peak < 1_000_000
+
+
+def test_a_bad_recording_is_counted_once_among_the_files_though_each_gives_many_clips(tmp_path: Path) -> None:
+    for number in range(3):
+        write_wav(tmp_path / f"{number}.wav", tone(0.5, 8000), 8000)
+    (tmp_path / "bad.wav").write_bytes(b"RIFF")
+    wanted = Wanted(taking((800,), "float32"), None, None, Audio(rate=8000, clip_ms=100, longer="split"))
+    samples, _ = open_samples(Source("wav", tmp_path), wanted, skip_bad=True)
+    assert sum(map(len, samples.batches())) == 15
+    assert samples.faults.summary().startswith("1 of 4 files cannot be used: is no recording")

@@ -104,6 +104,8 @@ def test_a_photograph_is_turned_upright_and_sixteen_bits_are_not_cut_off(tmp_pat
     deep = np.random.default_rng(0).integers(0, 65_536, (6, 8)).astype(np.uint16)
     picture(tmp_path / "deep" / "a.png", deep)
     assert np.array_equal(codes(tmp_path / "deep", GREY)[0, ..., 0].astype(int) + 128, deep >> 8)
+    picture(tmp_path / "both" / "a.png", np.ascontiguousarray(np.rot90(deep)), exif=exif)
+    assert np.array_equal(codes(tmp_path / "both", GREY)[0, ..., 0].astype(int) + 128, deep >> 8)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "JPEG", "bmp", "webp"])
