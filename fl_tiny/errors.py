@@ -3,7 +3,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
+
+LINE = 390  # characters of a fault; a command's line begins with "fl-tiny: " besides
+NAMES, NAME, ROOM = 12, 48, 160  # names in a list, characters of each, and of all
+
+
+def named(names: Sequence[str], most: int = NAMES) -> str:
+    """``names`` as a list for a message: the first few, each cut short, and how many more there are."""
+    shown: list[str] = []
+    for name in names[:most]:
+        shown.append(name if len(name) <= NAME else f"{name[: NAME - 1]}…")
+        if sum(map(len, shown)) > ROOM:
+            break
+    return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(shown) < len(names) else "")
 
 
 class FlTinyError(Exception):
@@ -13,6 +27,7 @@ class FlTinyError(Exception):
     """
 
     EXIT: ClassVar[int] = 70
+    LINE: ClassVar[int] = LINE
 
     def __init__(self, what: str, hint: str = "", code: int = 0) -> None:
         super().__init__(what)
@@ -21,13 +36,20 @@ class FlTinyError(Exception):
         self.code = code
 
     def __str__(self) -> str:
-        return f"{self.what} ({self.hint})" if self.hint else self.what
+        """One line: what a name brings along that cannot be printed is escaped, too long a text loses its middle."""
+        hint = f" ({self.hint})" if self.hint else ""
+        what, room = self.what, max(80, self.LINE - len(hint))
+        if len(what) > room:
+            what = f"{what[: room // 2]}…{what[len(what) - room + room // 2 + 1 :]}"
+        text = (what + hint).replace("\n", " ")
+        return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class ConfigError(FlTinyError):
     """The operator's: a setting, or a command that does not fit the state of DIR. Nothing was started."""
 
     EXIT = 78  # EX_CONFIG, sysexits.h
+    LINE = 1 << 16  # all faults of a file of settings
 
 
 class ModelError(FlTinyError):

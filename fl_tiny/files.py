@@ -14,34 +14,65 @@ from typing import IO
 from fl_tiny.errors import ConfigError, DataError, EnvironmentFault, ModelError
 
 _PIECE = 1 << 16  # bytes in memory at a time
+LEFTOVERS = frozenset({  # of Windows, macOS, NAS systems, cameras; hidden names besides
+    "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "__macosx", "icon\r",
+    "@eadir", "#recycle", "lost+found", "lost.dir", "picasa.ini",
+})  # fmt: skip
 
 
 def open_plain(path: Path, limit: int) -> IO[bytes]:
     """``path`` open for reading. Raises: DataError when it is missing, no plain file, or longer than ``limit``."""
-    try:
-        if path.exists() and not path.is_file():  # a pipe or a device may never end
-            raise DataError(f"{path} is no file", hint="give the path of a file")
-        file = path.open("rb")
-    except (OSError, ValueError) as refused:  # ValueError: a zero byte in the path
-        raise DataError(f"{path}: {getattr(refused, 'strerror', None) or refused}", "is the path right?") from refused
-    if os.fstat(file.fileno()).st_size > limit:
-        file.close()
-        raise DataError(f"{path} is longer than {limit} bytes", hint="give a smaller file")
-    return file
+    return _opened(path, limit, DataError)
 
 
 def read_bounded(path: Path, limit: int, fault: type[ModelError] | type[DataError] = ModelError) -> bytes:
     """The bytes of ``path``. Raises: ``fault`` when it is missing, no plain file, or longer than ``limit``."""
     try:
-        if path.exists() and not path.is_file():  # a pipe or a device may never end
-            raise fault(f"{path} is no file", hint="give the path of a file")
-        with path.open("rb") as file:
+        with _opened(path, limit, fault) as file:
             data = file.read(limit + 1)
-    except (OSError, ValueError) as refused:  # ValueError: a zero byte in the path
-        raise fault(f"{path}: {getattr(refused, 'strerror', None) or refused}", hint="is the path right?") from refused
-    if len(data) > limit:
+    except OSError as refused:
+        raise fault(f"{path}: {refused.strerror or refused}", hint="is the disk whole?") from refused
+    if len(data) > limit:  # it grew
         raise fault(f"{path} is longer than {limit} bytes", hint="give a smaller file")
     return data
+
+
+def open_unfollowed(name: str, folder: int) -> int:
+    """A handle of a regular file in the directory ``folder`` that has no other name. Raises: OSError, DataError.
+
+    No link is followed, nothing is waited for: for directories that others write in.
+    """
+    handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY, dir_fd=folder)
+    if not is_plain(os.fstat(handle)):
+        os.close(handle)
+        raise DataError(f"{name} is no plain file", hint="no folder, no link, no pipe, and no second name")
+    return handle
+
+
+def is_plain(about: os.stat_result) -> bool:
+    """True for a regular file that has no second name."""
+    return stat.S_ISREG(about.st_mode) and about.st_nlink == 1
+
+
+def is_leftover(name: str) -> bool:
+    """Is this a hidden file, or one that a system leaves in the folders that it shows?"""
+    return name.startswith(".") or name.lower() in LEFTOVERS
+
+
+def _opened(path: Path, limit: int, fault: type[ModelError] | type[DataError]) -> IO[bytes]:
+    try:
+        if path.exists() and not path.is_file():  # opening a device may do something
+            raise fault(f"{path} is no file", hint="give the path of a file")
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)  # a pipe may come meanwhile
+    except (OSError, ValueError) as refused:  # ValueError: a zero byte in the path
+        raise fault(f"{path}: {getattr(refused, 'strerror', None) or refused}", hint="is the path right?") from refused
+    state = os.fstat(handle)
+    if not stat.S_ISREG(state.st_mode) or state.st_size > limit:
+        os.close(handle)
+        if stat.S_ISREG(state.st_mode):
+            raise fault(f"{path} is longer than {limit} bytes", hint="give a smaller file")
+        raise fault(f"{path} is no file", hint="give the path of a file")
+    return os.fdopen(handle, "rb")
 
 
 def read_private(path: Path) -> bytes:

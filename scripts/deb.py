@@ -72,7 +72,7 @@ def packages(version: str) -> list[Package]:
             "libssl3 | libssl3t64",
         ),
         recommends=("fl-tiny-tflite",),
-        suggests=("python3-pil", "python3-zeroconf"),
+        suggests=("python3-pil", "python3-soundfile", "python3-zeroconf"),
         units=(
             "fl-tiny-device.service",
             "fl-tiny-device.timer",

@@ -113,7 +113,7 @@ def evaluate(args: argparse.Namespace) -> None:
     with isolated_backbone(model.data, runtime=args.runtime) as backbone:
         share, task = accuracy(model, backbone, data)
         warn(data)
-        result = {"accuracy": share, "samples": data.samples, "runtime": backbone.name}
+        result = {"accuracy": share, "samples": data.samples, "skipped": len(data.faults), "runtime": backbone.name}
     what = "accuracy"
     if task is Task.VALUES:
         what = "r2"
@@ -158,6 +158,7 @@ def personalise(args: argparse.Namespace) -> None:
         "before": before.accuracy,
         "after": after.accuracy,
         "accepted": outcome.accepted,
+        "skipped": len(data.faults),
         "layers": len(spec.layers),
         "parameters": spec.parameters,
         "seconds": round(time.monotonic() - began, 3),

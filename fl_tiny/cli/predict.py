@@ -33,7 +33,8 @@ def predict(args: argparse.Namespace) -> None:
     found = [_plain(each) for batch in data.batches() for each in device.predict(batch)]
     warn(data)
     lines = [_words(each, device.labels) for each in found]
-    result = {"values" if device.spec.task is Task.VALUES else "labels": found}
+    key = "values" if device.spec.task is Task.VALUES else "labels"
+    result: dict[str, Any] = {key: found, "skipped": len(data.faults)}
     if data.names is not None:
         result["files"] = list(data.names)
         lines = [f"{line}\t{file}" for line, file in zip(lines, data.names, strict=True)]

@@ -45,7 +45,8 @@ def add_samples(args: argparse.Namespace) -> None:
     labels = np.concatenate(own) if data.labels is None else data.labels
     added = device.learn_features(np.concatenate(features), labels, runtime=device.runtime)
     total = _store(args.dir).sample_count()[0]
-    show(args, {"added": added, "samples": total}, f"added {added} samples, {total} stored")
+    result = {"added": added, "samples": total, "skipped": len(data.faults)}
+    show(args, result, f"added {added} samples, {total} stored")
 
 
 def stats(args: argparse.Namespace) -> None:

@@ -24,6 +24,9 @@ def add_sources(parser: argparse.ArgumentParser, *, labels: bool = True, own_tab
     which.add_argument("--wav", type=Path, metavar="DIR2", help=f"recordings: {below}")
     column = ", one of them the label" if labels else ""
     which.add_argument("--csv", type=Path, metavar="D.csv", help=f"a table with a header, columns of numbers{column}")
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="go on without the files and rows that cannot be used, and count them"
+    )
     if own_table:
         parser.add_argument("--preprocess", type=Path, metavar="P.toml", help="how files become the model's input")
         parser.add_argument("--labels", type=Path, metavar="L.txt", help="names of the classes, one a line")
@@ -34,7 +37,7 @@ def opened(args: argparse.Namespace, wanted: Wanted) -> Samples:
     from fl_tiny.device.sources.files import Source, open_samples
 
     kind = next(kind for kind in ("data", "images", "wav", "csv") if getattr(args, kind) is not None)
-    samples, note = open_samples(Source(kind, getattr(args, kind)), wanted)
+    samples, note = open_samples(Source(kind, getattr(args, kind)), wanted, skip_bad=args.skip_bad)
     if note:
         progress(note)
     return samples
@@ -57,7 +60,9 @@ def own_names(args: argparse.Namespace, model: Model) -> tuple[str, ...] | None:
 
 
 def warn(samples: Samples) -> None:
-    """Say on stderr when the samples that went by cannot be what the model was trained with."""
+    """Say on stderr what was passed over, and when the samples that went by cannot be what the model expects."""
+    if samples.faults:
+        progress(f"passed over: {samples.faults.summary()}")
     doubt = samples.seen.doubt()
     if doubt:
         progress(f"warning: {doubt}")

@@ -7,6 +7,8 @@ The daemon installs nothing: fl-tiny-update.path sees DIR/update/NAME.raucb, and
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import hashlib
 import logging
 import os
@@ -19,7 +21,7 @@ from fl_tiny import statedir
 from fl_tiny.device.link import Link
 from fl_tiny.device.machine import UPDATE, Machine, Record
 from fl_tiny.errors import FlTinyError, RemoteError
-from fl_tiny.files import sync_directory
+from fl_tiny.files import is_plain, sync_directory
 from fl_tiny.protocol.codepoints import Code
 from fl_tiny.protocol.fields import cut_text
 from fl_tiny.protocol.release import PIECE, WHY_BYTES, Bundle, BundleRefusal, Release
@@ -88,7 +90,8 @@ class Fetch:
             return
         for path in self._folder.glob("*.part") if self._folder.is_dir() else ():
             if path.name != f"{name}.part":
-                path.unlink()
+                with contextlib.suppress(OSError):  # a folder is none of ours
+                    path.unlink()
         if bundle is None or (self._folder / f"{name}.raucb").exists() or self._is_taken(name):
             return
         free = statedir.free_bytes(self._folder.parent)
@@ -122,9 +125,13 @@ class Fetch:
     async def _piece(self, link: Link, bundle: Bundle) -> None:
         self._folder.mkdir(mode=0o750, exist_ok=True)
         path = self._folder / f"{bundle.digest[:8].hex()}.part"
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o640)
         try:
-            have = min(os.fstat(handle).st_size, bundle.size)
+            state = os.fstat(handle)
+            if not is_plain(state):
+                path.unlink()
+                raise OSError(errno.EINVAL, "a link or a pipe stood in its place")
+            have = min(state.st_size, bundle.size)
             if have < bundle.size:
                 number = have // PIECE
                 at = number * PIECE

@@ -7,6 +7,7 @@ import math
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tokenize import TokenError
@@ -16,16 +17,20 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from fl_tiny.device.faults import Faults
 from fl_tiny.errors import DataError
+from fl_tiny.files import open_plain
 from fl_tiny.learn.inputs import Seen
 from fl_tiny.learn.loss import Targets
 from fl_tiny.learn.quant import Affine
 from fl_tiny.learn.tflite import Tensor
 
 MAX_X_BYTES = 1 << 30  # guess: 5,000 pictures of 224 x 224 x 3 bytes; read a batch at a time, never held
-MAX_TURNED_BYTES = 256 << 20  # an array in Fortran order is held as a whole
+MAX_TURNED_BYTES = 32 << 20  # an array in Fortran order is held as a whole, twice for a moment
 MAX_Y_BYTES = 64 << 20  # guess: a million labels of eight bytes, or 20,000 samples of 800 values
 MAX_MEMBERS = 64
+MAX_DIRECTORY_BYTES = 65_536  # of the archive's list of members, which zipfile reads as a whole
+MAX_FILE_BYTES = 4 << 30
 BATCH = 32  # samples that are real numbers at a time
 HINT = "numpy.savez(FILE, x=samples, y=labels) writes one"
 DAMAGED = (  # RuntimeError: a member that is said to be encrypted; TokenError: numpy's second try at a header
@@ -47,6 +52,7 @@ class Dataset:
     dtype: np.dtype[Any]
     fortran: bool = False
     seen: Seen = field(default_factory=lambda: Seen(None))
+    faults: Faults = field(default_factory=Faults)  # an archive is whole or refused
 
     @property
     def names(self) -> None:
@@ -61,7 +67,7 @@ class Dataset:
         shape = self.source.shape[1:]
         row = math.prod(shape) * self.dtype.itemsize
         try:
-            with zipfile.ZipFile(self.path) as archive, archive.open("x.npy") as member:
+            with _archive(self.path) as archive, archive.open("x.npy") as member:
                 _header(member, "x")
                 whole = None
                 if self.fortran:  # the samples lie interleaved: this one case is read as a whole
@@ -107,7 +113,7 @@ def open_dataset(path: Path, source: Tensor, *, expected: Expected | None, seen:
     Raises: DataError naming what is missing, of another shape or type, or out of range.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _archive(path) as archive:
             _bound(archive, path)
             with archive.open("x.npy") as member:
                 shape, fortran, dtype = _header(member, "x")
@@ -140,6 +146,25 @@ def open_dataset(path: Path, source: Tensor, *, expected: Expected | None, seen:
     return Dataset(path, shape[0], labels, source, dtype, fortran, seen or Seen(None))
 
 
+@contextmanager
+def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
+    """The archive ``path``, its list of members within our bounds. Raises: DataError; one of DAMAGED.
+
+    Source: PKWARE's APPNOTE.TXT 4.3.16: the end's record, at most 65,557 bytes before the file's end.
+    """
+    with open_plain(path, MAX_FILE_BYTES) as file:
+        file.seek(-min(file.seek(0, 2), 65_557), 2)
+        tail = file.read()
+        at = tail.find(b"PK\5\6")
+        while at >= 0:  # zipfile takes one of them; which is its affair
+            size = int.from_bytes(tail[at + 12 : at + 16], "little")
+            if size > MAX_DIRECTORY_BYTES or b"PK\6\7" in tail[max(0, at - 20) : at]:  # the latter: 64 bits
+                raise DataError(f"{path}: it has more than {MAX_MEMBERS} members", hint=HINT)
+            at = tail.find(b"PK\5\6", at + 1)
+        with zipfile.ZipFile(file) as archive:
+            yield archive
+
+
 def _bound(archive: zipfile.ZipFile, path: Path) -> None:
     """Raises: DataError for an archive that lacks a member, has too many, or would unpack to too much."""
     members = {info.filename: info for info in archive.infolist()}
@@ -147,6 +172,9 @@ def _bound(archive: zipfile.ZipFile, path: Path) -> None:
         raise DataError(f"{path}: it has {len(archive.infolist())} members, more than {MAX_MEMBERS}", hint=HINT)
     if "x.npy" not in members:
         raise DataError(f"{path}: it has no array x", hint=HINT)
+    for name in ("x.npy", "y.npy"):
+        if name in members and members[name].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise DataError(f"{path}: {name} is packed by a method that numpy does not write", hint=HINT)
     for name, limit in (("x.npy", MAX_X_BYTES), ("y.npy", MAX_Y_BYTES)):
         if name in members and members[name].file_size > limit:
             raise DataError(f"{path}: {name} unpacks to {members[name].file_size} bytes, more than {limit}")

@@ -64,6 +64,7 @@ def features_of(
             done += len(batch)
             if data.labels is None:
                 own.append(real_values(model.input, batch).reshape(len(batch), -1))
+    features = features[:done]  # without what could not be read
     return features, np.concatenate(own) if data.labels is None else as_targets(spec.task, data.labels)
 
 

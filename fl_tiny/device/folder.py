@@ -1,17 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of samples in folders named by their labels, and which class of the model each label is."""
+"""Files of samples in folders named by their labels, which class each label is, and what cannot be used of them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from fl_tiny.errors import DataError
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_tiny.device.dataset import BATCH
+from fl_tiny.device.faults import Faults
+from fl_tiny.errors import DataError, named
+from fl_tiny.files import is_leftover
+from fl_tiny.learn.inputs import Seen
 
 MAX_FILES = 100_000  # guess: more are a mistaken path
-SHOWN = 12  # labels in a message
+CONVERTERS = {  # what phones and cameras write, and what makes a file of it that is read
+    **dict.fromkeys((".m4a", ".mp4", ".aac", ".amr", ".3gp", ".wma", ".webm", ".mov"), "ffmpeg -i IN OUT.wav"),
+    **dict.fromkeys((".heic", ".heif"), "heif-convert IN.heic OUT.jpg; or let the phone take JPEGs"),
+    **dict.fromkeys((".avif", ".gif", ".tif", ".tiff"), "convert IN OUT.png"),
+    **dict.fromkeys((".xls", ".xlsx", ".ods"), "save the sheet as CSV in UTF-8"),
+}
 LAYOUT = "give DIR2 with one folder a label: DIR2/LABEL/FILE"
 
 
@@ -37,10 +50,63 @@ class Files:
     labels: tuple[str, ...] | None
 
 
-def labelled_files(root: Path, suffixes: Collection[str]) -> Files:
-    """Every file below the folders of ``root``, with its folder's name; hidden ones are passed over.
+class FileSamples:
+    """Samples that are read from files one at a time; those that cannot be read are left out and told of."""
 
-    Raises: DataError naming what is no such file, or when there is none.
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        labels: NDArray[np.int64] | None,
+        read: Callable[[int], NDArray[Any]],
+        seen: Seen,
+        faults: Faults,
+    ) -> None:
+        """paths: the file of each sample.   read: a sample by its number as codes. Raises DataError."""
+        self._paths, self._labels, self._read = paths, labels, read
+        self.seen, self.faults = seen, faults
+        self._bad: set[int] = set()
+
+    @property
+    def samples(self) -> int:
+        """How many there are, as far as anybody knows."""
+        return len(self._paths) - len(self._bad)
+
+    @property
+    def labels(self) -> NDArray[np.int64] | None:
+        """The class of each sample, or None."""
+        return None if self._labels is None else np.delete(self._labels, sorted(self._bad))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The file of each sample."""
+        return tuple(str(path) for number, path in enumerate(self._paths) if number not in self._bad)
+
+    def batches(self) -> Iterator[NDArray[Any]]:
+        """Samples as codes of the model's input, (n, *shape without batch), at most ``BATCH`` at a time.
+
+        Raises: DataError after the last with all that cannot be read, unless that is passed over; EnvironmentFault.
+        """
+        part: list[NDArray[Any]] = []
+        for number, path in enumerate(self._paths):
+            try:
+                part.append(self._read(number))
+            except DataError as fault:
+                self._bad.add(number)
+                self.faults.add(path, fault)
+            if self.faults.end_it:
+                part = []  # the rest is only looked through for more of them
+            if len(part) == BATCH:
+                yield np.stack(part)
+                part = []
+        self.faults.check(self.samples)
+        if part:
+            yield np.stack(part)
+
+
+def labelled_files(root: Path, suffixes: Collection[str], faults: Faults) -> Files:
+    """Every file below the folders of ``root``, with its folder's name; hidden ones and leftovers are passed over.
+
+    faults: is told of what is no such file.   Raises: DataError when there is none at all.
     """
     paths: list[Path] = []
     labels: list[str] = []
@@ -48,25 +114,33 @@ def labelled_files(root: Path, suffixes: Collection[str]) -> Files:
         raise DataError(f"{root} is no directory", hint=LAYOUT)
     for entry in _listed(root):
         if not entry.is_dir():
-            raise DataError(f"{entry} stands in no folder of a label", hint=LAYOUT)
-        for path in _below(entry, suffixes):
+            faults.add(entry, DataError(f"{entry} stands in no folder of a label", hint=LAYOUT))
+            continue
+        for path in _below(entry, suffixes, faults):
             paths.append(path)
             labels.append(entry.name)
             _bound(root, paths)
+    faults.total = len(paths) + len(faults)
     if not paths:
+        faults.check(0)
         raise DataError(f"{root} has no files", hint=LAYOUT)
     return Files(tuple(paths), tuple(labels))
 
 
-def all_files(root: Path, suffixes: Collection[str]) -> Files:
-    """``root`` itself when it is a file, else every file below it, in the order of paths. Raises: DataError."""
+def all_files(root: Path, suffixes: Collection[str], faults: Faults) -> Files:
+    """``root`` itself when it is a file, else every file below it, in the order of paths.
+
+    faults: is told of what is no such file.   Raises: DataError when there is none at all.
+    """
     if not root.is_dir():
         return Files((root,), None)
     paths: list[Path] = []
-    for path in _below(root, suffixes):
+    for path in _below(root, suffixes, faults):
         paths.append(path)
         _bound(root, paths)
+    faults.total = len(paths) + len(faults)
     if not paths:
+        faults.check(0)
         raise DataError(f"{root} has no files", hint=f"give files that end in {', '.join(sorted(suffixes))}")
     return Files(tuple(paths), None)
 
@@ -81,45 +155,46 @@ def class_numbers(found: Iterable[str], names: Sequence[str] | None, classes: in
         if len(names) != classes:
             raise DataError(f"{len(names)} names of labels for {classes} classes", hint="give one name a class")
         known = {name: number for number, name in enumerate(names)}
-        for label in labels:
-            if label not in known:
-                raise DataError(f"{where}: {_short([label])} is no class of the model", hint=f"it has {_short(names)}")
+        if unknown := [label for label in labels if label not in known]:
+            are = "is no class" if len(unknown) == 1 else "are no classes"
+            raise DataError(f"{where}: {named(unknown)} {are} of the model", hint=f"it has {named(names)}")
         return Classes({label: known[label] for label in labels})
     if all(label.isascii() and label.isdecimal() for label in labels):
-        for label in labels:
-            if len(label) > 9 or int(label) >= classes:
-                raise DataError(f"{where}: class {_short([label])}; the model has classes 0 to {classes - 1}")
+        if beyond := [label for label in labels if len(label) > 9 or int(label) >= classes]:
+            raise DataError(f"{where}: class {named(beyond)}; the model has classes 0 to {classes - 1}")
         return Classes({label: int(label) for label in labels})
     if len(labels) != classes:
         raise DataError(
-            f"{where}: {len(labels)} labels ({_short(labels)}) for {classes} classes without names",
-            hint=f"give the names with --labels, or call the labels 0 to {classes - 1}",
+            f"{where}: {len(labels)} labels ({named(labels)}) for {classes} classes without names",
+            hint=f"give {classes} names with --labels, or call the labels by their numbers, 0 to {classes - 1}",
         )
     return Classes({label: number for number, label in enumerate(labels)}, guessed=True)
 
 
-def _below(folder: Path, suffixes: Collection[str]) -> Iterable[Path]:
-    for path in _listed(folder):
+def _below(folder: Path, suffixes: Collection[str], faults: Faults) -> Iterable[Path]:
+    try:
+        entries = _listed(folder)
+    except DataError as fault:
+        faults.add(folder, fault)
+        return
+    for path in entries:
+        suffix = path.suffix.lower()
         if path.is_dir() and not path.is_symlink():  # a link may lead round in a circle
-            yield from _below(path, suffixes)
-        elif path.suffix.lower() not in suffixes:
-            raise DataError(f"{path} is no file of this kind", hint=f"files end in {', '.join(sorted(suffixes))}")
-        else:
+            yield from _below(path, suffixes, faults)
+        elif suffix in suffixes:
             yield path
+        else:
+            way_out = CONVERTERS.get(suffix, f"files end in {named(sorted(suffixes))}")
+            faults.add(path, DataError(f"{path} is no file of this kind", hint=way_out))
 
 
 def _listed(folder: Path) -> list[Path]:
     try:
-        return sorted(folder / entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
+        return sorted(folder / entry.name for entry in os.scandir(folder) if not is_leftover(entry.name))
     except OSError as fault:
-        raise DataError(f"{folder}: {fault.strerror or fault}") from fault
+        raise DataError(f"{folder}: {fault.strerror or fault}", hint="may you read it?") from fault
 
 
 def _bound(root: Path, paths: list[Path]) -> None:
     if len(paths) > MAX_FILES:
         raise DataError(f"{root} has more than {MAX_FILES} files", hint="add them in parts")
-
-
-def _short(labels: Sequence[str]) -> str:
-    more = "" if len(labels) <= SHOWN else f" and {len(labels) - SHOWN} more"
-    return ", ".join(label[:48] for label in labels[:SHOWN]) + more

@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_tiny.device.dataset import BATCH, codes_of
+from fl_tiny.device.dataset import codes_of
+from fl_tiny.device.faults import Faults
+from fl_tiny.device.folder import FileSamples
 from fl_tiny.errors import DataError, EnvironmentFault
 from fl_tiny.files import open_plain
 from fl_tiny.learn.inputs import Seen
@@ -21,48 +23,28 @@ from fl_tiny.protocol.preprocess import Images
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP")  # no others of Pillow's fifty decoders see a byte
 MAX_FILE_BYTES = 32 << 20
-MAX_PIXELS = 24_000_000  # guess: what a board's camera takes, 72 MB when decoded
+MAX_PIXELS = {"PNG": 24_000_000, "JPEG": 24_000_000, "BMP": 24_000_000, "WEBP": 12_000_000}
+ORIENTATION = 0x0112  # EXIF's tag
 
 
-@dataclass(frozen=True, slots=True)
-class Pictures:
-    """Picture files, read when asked for. labels: (samples,) int64, or None.   how: settled for this model."""
+def pictures(
+    paths: Sequence[Path], labels: NDArray[np.int64] | None, source: Tensor, how: Images, seen: Seen, faults: Faults
+) -> FileSamples:
+    """Picture files as samples. labels: of each, or None.   how: settled for this model."""
+    shape = source.shape[1:]
+    channels = shape[2] if len(shape) == 3 else 1
+    real = _mapping(how, channels)
+    table = codes_of(real, source, "the preprocessing")  # a code for each value of a pixel
 
-    paths: tuple[Path, ...]
-    labels: NDArray[np.int64] | None
-    source: Tensor
-    how: Images
-    seen: Seen
+    def read(number: int) -> NDArray[Any]:
+        pixels = _pixels(paths[number], how, shape[1], shape[0]).reshape(shape[0], shape[1], channels)
+        codes = np.empty(pixels.shape, table.dtype)
+        for channel in range(channels):
+            codes[..., channel] = table[channel][pixels[..., channel]]
+            seen.add(real[channel], np.bincount(pixels[..., channel].ravel(), minlength=256))
+        return codes.reshape(shape)
 
-    @property
-    def samples(self) -> int:
-        return len(self.paths)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The file of each sample."""
-        return tuple(map(str, self.paths))
-
-    def batches(self) -> Iterator[NDArray[Any]]:
-        """Samples as codes of the model's input, (n, *shape without batch), at most ``BATCH`` at a time.
-
-        Raises: DataError naming the file that is no picture; EnvironmentFault without Pillow.
-        """
-        shape = self.source.shape[1:]
-        height, width = shape[0], shape[1]
-        channels = shape[2] if len(shape) == 3 else 1
-        real = _mapping(self.how, channels)
-        table = codes_of(real, self.source, "the preprocessing")  # a code for each value of a pixel
-        for start in range(0, self.samples, BATCH):
-            part = self.paths[start : start + BATCH]
-            codes = np.empty((len(part), height, width, channels), table.dtype)
-            for row, path in enumerate(part):
-                pixels = _pixels(path, self.how, width, height).reshape(height, width, channels)
-                for channel in range(channels):
-                    codes[row, ..., channel] = table[channel][pixels[..., channel]]
-                    counts = np.bincount(pixels[..., channel].ravel(), minlength=256)
-                    self.seen.add(real[channel], counts)
-            yield codes.reshape(len(part), *shape)
+    return FileSamples(paths, labels, read, seen, faults)
 
 
 def _mapping(how: Images, channels: int) -> NDArray[np.float32]:
@@ -84,24 +66,50 @@ def _pixels(path: Path, how: Images, width: int, height: int) -> NDArray[np.uint
     except ImportError as cause:
         raise EnvironmentFault("pictures need Pillow", hint="pip install 'fl-tiny[data]'") from cause
     try:
-        with open_plain(path, MAX_FILE_BYTES) as file, Image.open(file, formats=FORMATS) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise DataError(f"{path} has {picture.width} x {picture.height} pixels, more than {MAX_PIXELS}")
-            upright = ImageOps.exif_transpose(picture) or picture
-            if upright.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip
-                upright = Image.fromarray((np.asarray(upright).astype(np.uint32) >> 8).astype(np.uint8))
-            coloured = upright.convert("L" if how.colour == "grey" else "RGB")
-            if coloured.size != (width, height):
-                if how.resize == "crop":
-                    coloured = ImageOps.fit(coloured, (width, height), Image.Resampling.BILINEAR)
-                elif how.resize == "pad":
-                    coloured = ImageOps.pad(coloured, (width, height), Image.Resampling.BILINEAR)
-                else:
-                    coloured = coloured.resize((width, height), Image.Resampling.BILINEAR)
-            pixels = np.asarray(coloured, np.uint8)
-    except DataError:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with open_plain(path, MAX_FILE_BYTES) as file, Image.open(file, formats=FORMATS) as picture:
+                if picture.width * picture.height > MAX_PIXELS[str(picture.format)]:
+                    raise Image.DecompressionBombError
+                found = _upright(picture)
+        mode = "L" if how.colour == "grey" else "RGB"
+        if found.mode != mode:
+            found = found.convert(mode)
+        if found.size != (width, height):
+            if how.resize == "crop":
+                found = ImageOps.fit(found, (width, height), Image.Resampling.BILINEAR)
+            elif how.resize == "pad":
+                found = ImageOps.pad(found, (width, height), Image.Resampling.BILINEAR)
+            else:
+                found = found.resize((width, height), Image.Resampling.BILINEAR)
+        pixels = np.asarray(found, np.uint8)
+    except (DataError, MemoryError):
         raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as fault:
+        most = ", ".join(f"{kind} {pixels // 10**6}" for kind, pixels in MAX_PIXELS.items())
+        raise DataError(f"{path} has too many pixels; millions at most: {most}", hint="make it smaller") from fault
     except Exception as fault:  # a decoder of foreign bytes raises OSError, SyntaxError, struct.error, and more
-        why = "it is of no kind that fl-tiny reads" if "cannot identify" in str(fault) else str(fault)[:200]
-        raise DataError(f"{path} is no picture that can be read: {why}", hint=f"give {', '.join(FORMATS)}") from fault
+        why = "it is of no kind that fl-tiny reads" if "cannot identify" in str(fault) else str(fault)[:120]
+        raise DataError(f"{path} is no picture that can be read: {why}", hint=_way_out(path)) from fault
     return pixels[..., ::-1] if how.colour == "bgr" else pixels
+
+
+def _upright(picture: Any) -> Any:
+    """A picture as it was seen, with eight bits a channel; at most twice in memory at any moment."""
+    from PIL import Image, ImageOps  # noqa: PLC0415 - as above
+
+    picture.load()
+    if picture.getexif().get(ORIENTATION, 1) != 1:
+        picture = ImageOps.exif_transpose(picture) or picture
+    if picture.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip
+        wide = np.ascontiguousarray(np.asarray(picture))
+        order = 1 if wide.dtype.byteorder != ">" else wide.dtype.itemsize - 2
+        return Image.fromarray(np.ascontiguousarray(wide.view(np.uint8).reshape(*wide.shape, -1)[..., order]))
+    return picture
+
+
+def _way_out(path: Path) -> str:
+    """What makes a picture of another kind one that is read."""
+    with open_plain(path, MAX_FILE_BYTES) as file:
+        is_heic = file.read(12)[4:8] == b"ftyp"
+    return "heif-convert IN OUT.jpg: it is a HEIC or AVIF" if is_heic else f"give {', '.join(FORMATS)}"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_tiny.device.dataset import BATCH, codes_of
-from fl_tiny.errors import DataError
+from fl_tiny.device.faults import Faults
+from fl_tiny.errors import DataError, named
 from fl_tiny.files import open_plain
 from fl_tiny.learn.inputs import Seen
 from fl_tiny.learn.tflite import Tensor
@@ -25,7 +27,13 @@ MAX_FILE_BYTES = 1 << 30  # guess: read twice, never held
 MAX_LINE = 65_536  # characters
 MAX_SAMPLES = 1_000_000
 DELIMITERS = ",;\t"
+ENCODINGS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+DECIMAL_COMMA = re.compile(r"[+-]?([0-9]+,[0-9]*|,[0-9]+)([eE][+-]?[0-9]+)?")
+GROUPED = re.compile(r"[+-]?[0-9]{1,3}([., '\u00a0\u2009\u202f][0-9]{3})+([.,][0-9]+)?")  # 1.234,5 or 1 234
 HINT = "a header, then one row of numbers a line"
+COMMAS = "save it with semicolons, or with points in its numbers"
+AS_UTF8 = "save it as CSV in UTF-8, or iconv -f WINDOWS-1252 -t UTF-8 IN > OUT.csv"
 
 
 class Window(NamedTuple):
@@ -45,6 +53,7 @@ class Table:
     source: Tensor
     how: Series
     seen: Seen
+    faults: Faults
 
     @property
     def names(self) -> None:
@@ -55,7 +64,8 @@ class Table:
         """Samples as codes of the model's input, (n, *shape without batch), at most ``BATCH`` at a time."""
         part: list[NDArray[np.float64]] = []
         done = 0
-        for window in windows(self.path, self.how, self.source, labelled=self.labels is not None):
+        again = Faults(skip=True)  # the same as were told of when the table was opened
+        for window in windows(self.path, self.how, self.source, again, labelled=self.labels is not None):
             part.append(window.values)
             if len(part) == BATCH or done + len(part) == self.samples:
                 done += len(part)
@@ -73,74 +83,143 @@ class Table:
         return codes_of(rows.reshape(len(rows), *self.source.shape[1:]), self.source, "the preprocessing")
 
 
-def windows(path: Path, how: Series, source: Tensor, *, labelled: bool) -> Iterator[Window]:
-    """The samples of a table, in the order of its rows. Raises: DataError naming the line that is wrong."""
+def windows(path: Path, how: Series, source: Tensor, faults: Faults, *, labelled: bool) -> Iterator[Window]:
+    """The samples of a table, in the order of its rows.
+
+    faults: is told of rows that cannot be used; each ends a window.   Raises: DataError for the table as a whole.
+    """
     try:
-        with io.TextIOWrapper(open_plain(path, MAX_FILE_BYTES), encoding="utf-8-sig", newline="") as file:
-            yield from _windows(path, file, how, math.prod(source.shape[1:]), labelled)
-    except (OSError, UnicodeDecodeError, csv.Error) as fault:
+        with open_plain(path, MAX_FILE_BYTES) as raw:
+            start = raw.read(4)
+            raw.seek(0)
+            encoding = next((name for mark, name in ENCODINGS if start.startswith(mark)), "utf-8")
+            if b"\0" in start and encoding == "utf-8":
+                raise DataError(f"{path} is no text in UTF-8", hint=AS_UTF8)
+            with io.TextIOWrapper(raw, encoding=encoding, newline="") as file:
+                yield from _windows(path, _Lines(path, file), how, math.prod(source.shape[1:]), faults, labelled)
+    except (OSError, csv.Error) as fault:
         why = getattr(fault, "strerror", None) or fault
         raise DataError(f"{path} is no table that can be read: {str(why)[:200]}", hint=HINT) from fault
+    except UnicodeError as fault:
+        raise DataError(f"{path} is no text in UTF-8", hint=AS_UTF8) from fault
 
 
-def _windows(path: Path, file: IO[str], how: Series, size: int, labelled: bool) -> Iterator[Window]:
-    first = file.readline(MAX_LINE)
-    delimiter = max(DELIMITERS, key=first.count)
-    header = [name.strip() for name in next(csv.reader([first], delimiter=delimiter), [])]
+class _Lines:
+    """The lines of a table, each bounded, counted, comments left out. Raises: DataError."""
+
+    def __init__(self, path: Path, file: IO[str]) -> None:
+        self._path, self._file, self.number = path, file, 0
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        while line := self._file.readline(MAX_LINE):
+            self.number += 1
+            if len(line) == MAX_LINE:
+                raise DataError(f"{self._path} has a line of more than {MAX_LINE} characters", hint=HINT)
+            if not line.startswith("#"):
+                return line
+        raise StopIteration
+
+
+def _windows(path: Path, lines: _Lines, how: Series, size: int, faults: Faults, labelled: bool) -> Iterator[Window]:
+    delimiter, header = _header(path, lines)
     assert how.window is not None
     assert how.hop is not None
     columns, label_at, group_at = _columns(path, header, how, size // how.window, labelled)
+    numbers = _Numbers(delimiter)
     rows: list[list[float]] = []
     last: tuple[str | None, str | None] = (None, None)
+    labels: dict[str, str] = {}  # each once in memory
     skip = 0
-    for number, cells in enumerate(csv.reader(_lines(path, file), delimiter=delimiter), 2):
-        if not cells:
+    for cells in csv.reader(lines, delimiter=delimiter):
+        if not any(cell.strip() for cell in cells):
             continue
-        if len(cells) != len(header):
-            raise DataError(f"{path}: row {number} has {len(cells)} cells, the header {len(header)}", hint=HINT)
-        label = cells[label_at].strip() if label_at is not None else None
-        here = label, cells[group_at] if group_at is not None else None
-        if here != last:
-            rows, last, skip = [], here, 0
-        if skip:
-            skip -= 1
+        where = f"row {lines.number}"
+        faults.total += 1
+        try:
+            _check_width(path, where, cells, header, delimiter)
+            label = cells[label_at].strip() if label_at is not None else None
+            here = label, cells[group_at] if group_at is not None else None
+            if here != last:
+                rows, last, skip = [], here, 0
+            if skip:
+                skip -= 1
+                continue
+            rows.append([numbers.of(path, where, header[at], cells[at]) for at in columns])
+        except DataError as fault:
+            faults.add(where, fault)
+            rows, skip = [], 0
             continue
-        rows.append([_number(path, number, header[at], cells[at]) for at in columns])
         if len(rows) == how.window:
-            yield Window(np.array(rows), label)
+            yield Window(np.array(rows), None if label is None else labels.setdefault(label, label))
             rows, skip = rows[how.hop :], max(0, how.hop - how.window)
+
+
+def _header(path: Path, lines: _Lines) -> tuple[str, list[str]]:
+    """What divides the cells, and the names of the columns; empty ones at the end are left out. Raises: DataError."""
+    first = next(lines, "")
+    said = re.fullmatch(r'"?sep=(.)"?\s*', first)  # for Excel
+    if said:
+        first = next(lines, "")
+    cells = {
+        delimiter: [name.strip() for name in next(csv.reader([first], delimiter=delimiter), [])]
+        for delimiter in ([said.group(1)] if said and said.group(1) in DELIMITERS else DELIMITERS)
+    }
+    delimiter, header = max(cells.items(), key=lambda item: len(item[1]))
+    while header and not header[-1]:
+        header.pop()
+    if len(set(header)) != len(header) or header == []:
+        raise DataError(f"{path}: its first line is no header of different names", hint=HINT)
+    if all(NUMBER.fullmatch(name) or DECIMAL_COMMA.fullmatch(name) for name in header):
+        raise DataError(f"{path}: its first line holds numbers and no names of columns", hint=HINT)
+    return delimiter, header
+
+
+def _check_width(path: Path, where: str, cells: list[str], header: list[str], delimiter: str) -> None:
+    if len(cells) < len(header) or any(cell.strip() for cell in cells[len(header) :]):
+        hint = COMMAS if delimiter == "," and len(cells) > len(header) else HINT
+        raise DataError(f"{path}: {where} has {len(cells)} cells, the header {len(header)}", hint=hint)
 
 
 def _columns(
     path: Path, header: list[str], how: Series, wanted: int, labelled: bool
 ) -> tuple[list[int], int | None, int | None]:
     """Places of the numbers, the label and the group in a row."""
-    if len(set(header)) != len(header) or header == []:
-        raise DataError(f"{path}: its first line is no header of different names", hint=HINT)
     needed = [*(how.columns or ()), *([how.label] if labelled else []), *([how.group] if how.group else [])]
     for name in needed:
         if name not in header:
-            raise DataError(f"{path} has no column {name}", hint=f"it has {', '.join(header)[:200]}")
+            raise DataError(f"{path} has no column {name}", hint=f"it has {named(header)}")
     others = [name for name in header if name not in (how.label, how.group)]
     columns = [header.index(name) for name in how.columns or others]
     if len(columns) != wanted:
-        names = ", ".join(header[at] for at in columns)[:200]
+        names = named([header[at] for at in columns])
         raise DataError(f"{path} has {len(columns)} columns of numbers ({names}), the model takes {wanted}")
     return columns, header.index(how.label) if labelled else None, header.index(how.group) if how.group else None
 
 
-def _lines(path: Path, file: IO[str]) -> Iterator[str]:
-    while line := file.readline(MAX_LINE):
-        if len(line) == MAX_LINE:
-            raise DataError(f"{path} has a line of more than {MAX_LINE} characters", hint=HINT)
-        yield line
+class _Numbers:
+    """Cells as numbers. Where semicolons or tabs divide, the decimal mark is a comma or a point, one for the table."""
 
+    def __init__(self, delimiter: str) -> None:
+        self._commas_fit = delimiter != ","
+        self._mark = ""
 
-def _number(path: Path, row: int, column: str, cell: str) -> float:
-    try:
-        value = float(cell)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise DataError(f"{path}: row {row}, {column[:48]}: {cell[:48]!r} is no number", hint=HINT)
-    return value
+    def of(self, path: Path, where: str, column: str, cell: str) -> float:
+        """The number in a cell. Raises: DataError."""
+        text = cell.strip()
+        mark = "," if "," in text else "." if "." in text else ""
+        shown = f"{path}: {where}, {column[:48]}: {text[:48]!r}"
+        if mark == "," and not self._commas_fit and DECIMAL_COMMA.fullmatch(text):
+            raise DataError(f"{shown} may be a decimal comma or thousands, as commas divide the cells", hint=COMMAS)
+        if NUMBER.fullmatch(text) or DECIMAL_COMMA.fullmatch(text):
+            if mark and self._mark and mark != self._mark:
+                raise DataError(f"{shown}: other numbers have {self._mark!r}, this one {mark!r}", hint="use one mark")
+            self._mark = self._mark or mark
+            value = float(text.replace(",", "."))
+            if math.isfinite(value):
+                return value
+        if GROUPED.fullmatch(text):
+            raise DataError(f"{shown} groups thousands", hint="save its numbers without separators of thousands")
+        raise DataError(f"{shown} is no number" if text else f"{path}: {where}, {column[:48]} is empty", hint=HINT)

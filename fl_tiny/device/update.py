@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
-import shutil
-import stat
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from fl_tiny.device.bootstate import Phase
 from fl_tiny.device.download import download
 from fl_tiny.device.machine import UPDATE, Machine, Record, has_reached
 from fl_tiny.errors import ConfigError, DataError, EnvironmentFault, FlTinyError
-from fl_tiny.files import open_plain, read_bounded
+from fl_tiny.files import open_plain, open_unfollowed, read_bounded
 from fl_tiny.protocol.codepoints import Code
 from fl_tiny.protocol.fields import cut_text
 from fl_tiny.protocol.release import WHY_BYTES, Release, read_release
@@ -112,30 +112,67 @@ def _install(machine: Machine, files: BootFiles, bundle: Path, name: str, reache
 
 
 def _fetched(machine: Machine, directory: Path) -> Path | None:
-    """A bundle that the daemon of DIR has fetched, moved where only root can change it; others of it are removed."""
-    folder = directory / UPDATE
-    if folder.is_symlink() or not folder.is_dir():
-        return None
-    found = sorted(path for path in folder.iterdir() if path.name.endswith(SUFFIX))
-    if not found:
-        return None
-    taken = machine.work / found[0].name
-    found[0].replace(taken)
-    handle = os.open(taken, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    """A bundle that the daemon of DIR has fetched, moved where only root can change it; nothing else keeps its name.
+
+    Raises: DataError when what is there is no bundle's file: it is called otherwise then, and sticks nobody.
+    """
     try:
-        state = os.fstat(handle)
-        if not stat.S_ISREG(state.st_mode) or state.st_nlink != 1:
-            raise DataError(f"{found[0]} is no plain file")
-        os.fchown(handle, os.geteuid(), os.getegid())
-        os.fchmod(handle, 0o600)
-    except DataError:
-        taken.unlink()
-        raise
+        folder = os.open(directory / UPDATE, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    work = os.open(machine.work, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if entry.name.endswith(SUFFIX))
+        taken, refused = None, ""
+        for name in names:
+            if taken is None and _is_bundle(folder, name):
+                if (machine.work / name).is_dir():
+                    _put_away(work, name)
+                os.rename(name, name, src_dir_fd=folder, dst_dir_fd=work)
+                if _is_made_ours(work, name):
+                    taken = machine.work / name
+                    continue
+                _put_away(work, name)
+            refused = refused or name
+            _put_away(folder, name)
+    except OSError as fault:
+        raise EnvironmentFault(f"{directory / UPDATE}: {fault.strerror}", hint="is the disk whole?") from fault
+    finally:
+        os.close(folder)
+        os.close(work)
+    if taken is None and refused:
+        raise DataError(f"{directory / UPDATE / refused} is no plain file", hint="it is called .refused-… there now")
+    return taken
+
+
+def _is_bundle(folder: int, name: str) -> bool:
+    """True for a plain file without a second name that belongs to the folder's owner or to us."""
+    try:
+        handle = open_unfollowed(name, folder)
+    except (OSError, DataError):
+        return False
+    try:
+        return os.fstat(handle).st_uid in (os.fstat(folder).st_uid, os.geteuid())
     finally:
         os.close(handle)
-    for other in found[1:]:
-        if other.is_dir() and not other.is_symlink():
-            shutil.rmtree(other)
-        else:
-            other.unlink()
-    return taken
+
+
+def _put_away(folder: int, name: str) -> None:
+    """Give whatever has this name another one: a rename follows nothing, and takes no time."""
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(name, f".refused-{secrets.token_hex(8)}", src_dir_fd=folder, dst_dir_fd=folder)
+
+
+def _is_made_ours(work: int, name: str) -> bool:
+    """Take a moved file over. True when it is a plain file still; another may have stood there meanwhile."""
+    try:
+        handle = open_unfollowed(name, work)
+    except (OSError, DataError):
+        return False
+    try:
+        os.fchown(handle, os.geteuid(), os.getegid())
+        os.fchmod(handle, 0o600)
+        return True
+    finally:
+        os.close(handle)

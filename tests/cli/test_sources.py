@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import json
+import re
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from fl_tiny.learn.tflite import read_model
 from tests import fashion, sounds
 from tests.learn.tiny import SILABS, classifier
 
@@ -162,3 +165,79 @@ def test_a_table_of_rows_is_as_good_as_the_array(tmp_path: Path) -> None:
         outs.append(tmp_path / f"{file}.tflite")
         fl_tiny("personalise", model, option, tmp_path / file, "--out", outs[-1])
     assert outs[0].read_bytes() == outs[1].read_bytes() != model.read_bytes()
+
+
+def test_model_commands_go_on_without_bad_files_and_say_how_many(clothes: Path, tmp_path: Path) -> None:
+    root = tmp_path / "some"
+    for number in range(10):
+        (root / str(number)).mkdir(parents=True)
+        for each in sorted((clothes / "test" / str(number)).iterdir())[:8]:
+            (root / str(number) / each.name).write_bytes(each.read_bytes())
+        (root / str(number) / "bad.png").write_bytes(b"text")
+    assert "10 of 90 files cannot be used" in refused("evaluate", FASHION, "--images", root, code=65)
+    refused("personalise", FASHION, "--images", root, "--out", tmp_path / "o.tflite", code=65)
+    assert not (tmp_path / "o.tflite").exists()
+    done = fl_tiny("evaluate", FASHION, "--images", root, "--skip-bad", "--json")
+    found = json.loads(done.stdout)
+    assert (found["samples"], found["skipped"]) == (80, 10)
+    assert "passed over: 10 of 90 files cannot be used" in done.stderr
+    words = ("personalise", FASHION, "--images", root, "--skip-bad", "--out", tmp_path / "o.tflite", "--json")
+    assert json.loads(fl_tiny(*words).stdout)["skipped"] == 10
+
+
+def test_the_keyword_example_runs_as_the_readme_prints_it(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    (line,) = re.findall(r"^    fl-tiny (model personalise keywords\.tflite .*)$", text, re.MULTILINE)
+    (table,) = re.findall(r"```toml\n(\[preprocess\]\nkind = \"audio\".*?)```", text, re.DOTALL)
+    (tmp_path / "keywords.toml").write_text(table)
+    (tmp_path / "keywords.tflite").write_bytes((SILABS / "keyword_spotting.tflite").read_bytes())
+    names = [*sounds.KINDS, *(f"unused {n}" for n in range(12 - len(sounds.KINDS)))]
+    (tmp_path / "keywords.txt").write_text("\n".join(names) + "\n")
+    sounds.write_folder(tmp_path / "numbers", each=4, seed=0)
+    (tmp_path / "recordings").mkdir()
+    for number, kind in enumerate(sounds.KINDS):
+        (tmp_path / "numbers" / str(number)).rename(tmp_path / "recordings" / kind)
+    own = {"keywords.tflite", "keywords.toml", "keywords.txt", "recordings", "mine.tflite"}
+    words = [tmp_path / word if word in own else word for word in line.split()[1:]]
+    fl_tiny(*words)
+    assert (tmp_path / "mine.tflite").exists()
+
+
+def test_a_model_whose_input_says_no_range_gets_ways_on_that_work(tmp_path: Path) -> None:
+    model = tmp_path / "m.tflite"
+    scale = struct.pack("<f", read_model(FASHION.read_bytes()).input.quantisation.scale[0])  # type: ignore[union-attr]
+    model.write_bytes(FASHION.read_bytes().replace(scale, struct.pack("<f", 0.05), 1))
+    (tmp_path / "p/0").mkdir(parents=True)
+    for n in range(3):
+        Image.fromarray(np.full((28, 28), 80 * n, np.uint8)).save(tmp_path / f"p/0/{n}.png")
+    line = refused("evaluate", model, "--images", tmp_path / "p", code=65)
+    for words in re.findall(r"\[[-0-9, ]+\]", line.split("(")[-1]):
+        (tmp_path / "p.toml").write_text(f'kind = "image"\nrange = {words}\n')
+        fl_tiny("evaluate", model, "--images", tmp_path / "p", "--preprocess", tmp_path / "p.toml")
+    assert line.count("[") >= 3 and "--preprocess" in line and len(line) <= 400
+
+
+def test_every_refusal_of_a_reader_is_one_short_line_with_the_file_and_a_way_out(tmp_path: Path) -> None:
+    long = "long name " * 20
+    for kind, name, data in (
+        ("--images", "a.png", b"text"),
+        ("--images", f"{long}.png", b"text"),
+        ("--images", f"{long}.heic", b""),
+        ("--wav", f"{long}.wav", b"RIFF"),
+        ("--wav", f"{long}.m4a", b""),
+        ("--wav", "\x1b[2J\n\u202e.wav", b"RIFF"),
+    ):
+        root = tmp_path / str(len(list(tmp_path.iterdir())))
+        (root / "0").mkdir(parents=True)
+        (root / "0" / name).write_bytes(data)
+        table = tmp_path / "t.toml"
+        table.write_text(KEYWORDS)
+        more = ("--preprocess", table) if kind == "--wav" else ()
+        model = SILABS / "keyword_spotting.tflite" if kind == "--wav" else FASHION
+        line = refused("evaluate", model, kind, root, *more, code=65)
+        assert len(line) <= 400 and line.endswith(")") and line.isprintable(), line
+        assert name[:20] in line or not name.isprintable()
+    names = ",".join(f"column number {n}" for n in range(500))
+    (tmp_path / "d.csv").write_text(f"{names}\n")
+    line = refused("evaluate", FASHION, "--csv", tmp_path / "d.csv", code=65)
+    assert len(line) <= 400 and "more" in line and "d.csv" in line

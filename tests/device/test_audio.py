@@ -98,11 +98,16 @@ def test_what_is_no_recording_is_named(tmp_path: Path) -> None:
         path.write_bytes(data)
         with pytest.raises(DataError, match=rf"{number}\.wav"):
             clips(path)
-    endless = bytearray(whole)
-    endless[24:28], endless[40:44] = b"\x01\0\0\0", b"\xff\xff\xff\x7f"  # 1 Hz, two gigabytes
-    (tmp_path / "e.wav").write_bytes(endless)
-    with pytest.raises(DataError, match=r"e\.wav gives \d+ clips"):
+    promising = bytearray(whole)
+    promising[40:44] = b"\0\0\0\x70"  # two gigabytes
+    (tmp_path / "e.wav").write_bytes(promising)
+    with pytest.raises(DataError, match=r"e\.wav .* ends before its header says"):
         clips(tmp_path / "e.wav", Audio(rate=8000, clip_ms=100, longer="split"))
+    many = bytearray(write_wav(tmp_path / "many.wav", np.zeros(120_000), 8000).read_bytes())
+    many[24:28] = b"\x01\0\0\0"  # 1 Hz: each number is a clip
+    (tmp_path / "many.wav").write_bytes(many)
+    with pytest.raises(DataError, match=r"many\.wav gives \d+ clips"):
+        clips(tmp_path / "many.wav", Audio(rate=8000, clip_ms=100, longer="split"))
     with pytest.raises(DataError, match=r"odd\.wav has 191999 Hz"):
         clips(write_wav(tmp_path / "odd.wav", tone(0.1, 8000), 191_999))
     with pytest.raises(DataError, match="no file"):
@@ -135,3 +140,13 @@ def test_of_a_long_recording_only_clips_are_in_memory(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert count == 1200
     assert peak < 1_000_000
+
+
+def test_a_bad_recording_is_counted_once_among_the_files_though_each_gives_many_clips(tmp_path: Path) -> None:
+    for number in range(3):
+        write_wav(tmp_path / f"{number}.wav", tone(0.5, 8000), 8000)
+    (tmp_path / "bad.wav").write_bytes(b"RIFF")
+    wanted = Wanted(taking((800,), "float32"), None, None, Audio(rate=8000, clip_ms=100, longer="split"))
+    samples, _ = open_samples(Source("wav", tmp_path), wanted, skip_bad=True)
+    assert sum(map(len, samples.batches())) == 15
+    assert samples.faults.summary().startswith("1 of 4 files cannot be used: is no recording")

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -183,3 +185,31 @@ def test_a_zip64_length_of_exabytes_is_refused(tmp_path: Path) -> None:
     path.write_bytes(data.replace(size, struct.pack("<I", 0xFFFFFFF0)))
     with pytest.raises(DataError):
         open_dataset(path, SOURCE, expected=Expected(5))
+
+
+def test_an_archive_of_very_many_members_is_refused_before_they_are_listed(tmp_path: Path) -> None:
+    path = tmp_path / "d.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(70_000):  # more than 65,535: with a zip64 record
+            archive.writestr(f"{number}", b"")
+    code = (
+        "import sys; from pathlib import Path; from fl_tiny.device.dataset import open_dataset\n"
+        "from tests.learn.tiny import taking\n"
+        "try: open_dataset(Path(sys.argv[1]), taking((4,)).input, expected=None)\n"
+        "except Exception as fault: print(type(fault).__name__, fault)\n"
+        "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
+    )
+    words = [sys.executable, "-c", code, path]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60, cwd=Path(__file__).parents[2])
+    assert "DataError" in done.stdout and "more than 64 members" in done.stdout
+    assert int(done.stdout.split()[-1]) < 60_000, "zipfile takes 50 MB for their names"
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_a_method_that_numpy_does_not_write_is_refused(tmp_path: Path, method: int) -> None:
+    out = io.BytesIO()
+    np.save(out, np.zeros((3, 4, 3), np.float32))
+    with zipfile.ZipFile(tmp_path / "d.npz", "w", method) as archive:
+        archive.writestr("x.npy", out.getvalue())
+    with pytest.raises(DataError, match=r"x\.npy is packed by a method"):
+        open_dataset(tmp_path / "d.npz", SOURCE, expected=None)

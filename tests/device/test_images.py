@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
 import sys
 import tracemalloc
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fl_tiny.device.dataset import Expected
 from fl_tiny.device.sources.files import Source, Wanted, open_samples
 from fl_tiny.errors import ConfigError, DataError, EnvironmentFault
 from fl_tiny.learn.tflite import Model
@@ -101,6 +104,8 @@ def test_a_photograph_is_turned_upright_and_sixteen_bits_are_not_cut_off(tmp_pat
     deep = np.random.default_rng(0).integers(0, 65_536, (6, 8)).astype(np.uint16)
     picture(tmp_path / "deep" / "a.png", deep)
     assert np.array_equal(codes(tmp_path / "deep", GREY)[0, ..., 0].astype(int) + 128, deep >> 8)
+    picture(tmp_path / "both" / "a.png", np.ascontiguousarray(np.rot90(deep)), exif=exif)
+    assert np.array_equal(codes(tmp_path / "both", GREY)[0, ..., 0].astype(int) + 128, deep >> 8)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "JPEG", "bmp", "webp"])
@@ -136,6 +141,58 @@ def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
         path.write_bytes(data)
         with pytest.raises(DataError, match=r"bad\.png"):
             codes(path.parent)
+
+
+def test_a_picture_of_many_pixels_takes_little_more_memory_than_its_pixels(tmp_path: Path) -> None:
+    """Measured before: 323 MB; the service's limit is 256."""
+    Image.fromarray(np.zeros((4000, 6000, 3), np.uint8)).save(tmp_path / "a.png")
+    code = (
+        "import sys; from pathlib import Path; from fl_tiny.device.images import _pixels\n"
+        "from fl_tiny.protocol.preprocess import Images\n"
+        "_pixels(Path(sys.argv[1]), Images(colour='rgb'), 96, 96)\n"
+        "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "a.png"], capture_output=True, check=True, timeout=60)
+    assert int(done.stdout) < 180_000
+
+
+@pytest.mark.parametrize(("side", "kind"), [(5000, "PNG"), (12_000, "PNG"), (20_000, "PNG"), (3500, "WEBP")])
+def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path: Path, side: int, kind: str) -> None:
+    Image.new("1" if kind == "PNG" else "RGB", (side, side)).save(tmp_path / f"a.{kind.lower()}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(DataError, match=r"too many pixels; millions at most: PNG 24.*make it smaller"):
+            codes(tmp_path)
+
+
+def test_what_a_phone_calls_jpg_and_is_none_says_what_converts_it(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    with pytest.raises(DataError, match=r"a\.jpg is no picture .*heif-convert"):
+        codes(tmp_path)
+
+
+def test_other_modes_are_read_by_what_they_show(tmp_path: Path) -> None:
+    pixels = random(5)
+    grey = pixels[..., 0]
+    Image.fromarray(np.stack([grey, 255 - grey], 2), "LA").save(tmp_path / "a.png")
+    assert np.array_equal(codes(tmp_path, GREY)[0, ..., 0].astype(int) + 128, grey)
+    frames = [Image.fromarray(random(n)) for n in range(3)]
+    (tmp_path / "a.png").unlink()
+    frames[0].save(tmp_path / "b.webp", save_all=True, append_images=frames[1:], lossless=True)
+    assert np.array_equal(codes(tmp_path)[0].astype(int) + 128, random(0)), "the first of an animation"
+
+
+def test_all_bad_pictures_are_told_of_together_or_passed_over(tmp_path: Path) -> None:
+    for number in range(70):
+        picture(tmp_path / "1" / f"{number:02}.png", random(number))
+    for number in (3, 40, 69):
+        (tmp_path / "1" / f"{number:02}.png").write_bytes(b"text")
+    wanted = Wanted(RGB, Expected(3))
+    with pytest.raises(DataError, match=r"3 of 70 files cannot be used: .*1/03\.png, 1/40\.png, 1/69\.png"):
+        list(open_samples(Source("images", tmp_path), wanted)[0].batches())
+    samples, _ = open_samples(Source("images", tmp_path), wanted, skip_bad=True)
+    assert sum(len(batch) for batch in samples.batches()) == 67 == samples.samples
+    assert samples.labels is not None and len(samples.labels) == 67 and len(samples.names or ()) == 67
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -73,6 +73,71 @@ def test_spreadsheets_write_it_otherwise(tmp_path: Path, delimiter: str) -> None
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "x;y;label\n1,5;-2,25;0\n3;4e1;1\n",
+        "x\ty\tlabel\n1,5\t-2,25\t0\n3\t40\t1\n",
+        "sep=;\nx;y;label\n1,5;-2,25;0\n3,0;40;1\n",
+        "# logger 7\n# 12:00\nx,y,label\n1.5,-2.25,0\n# a break\n3,40,1\n",
+        "x,y,label,\n1.5,-2.25,0,\n,,,\n3,40,1,\n",
+        "x,y,label,,\n1.5,-2.25,0\n3,40,1,,,\n",
+        '"x","y","label"\r\n"1.5","-2.25","0"\r\n"3","40","1"\r\n',
+        '"x, metres";y;label\n1,5;-2,25;0\n3;40;1\n',
+        "x,y,label\r1.5,-2.25,0\r3,40,1\r",
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_table_is_read_as_spreadsheets_and_loggers_write_it(tmp_path: Path, text: str, encoding: str) -> None:
+    (tmp_path / "d.csv").write_bytes(text.encode(encoding))
+    x, labels = read(tmp_path / "d.csv", shape=(2,))
+    assert x.tolist() == [[1.5, -2.25], [3, 40]] and labels == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('x,y,label\n"1,5",2,0\n', "row 2, x: '1,5' may be a decimal comma or thousands.*semicolons"),
+        ("x,y,label\n1,5,2,5,0\n", "row 2 has 5 cells, the header 3 .*semicolons"),
+        ("x;y;label\n1.234,5;2;0\n", "row 2, x: '1.234,5' groups thousands"),
+        ("x;y;label\n1 234;2;0\n", "groups thousands"),
+        ("x;y;label\n12.345.678;2;0\n", "groups thousands"),
+        ("x;y;label\n1,5;2.5;0\n", "row 2, y: '2.5': other numbers have ',', this one '.'"),
+        ("x,y,label\n1,,0\n", "row 2, y is empty"),
+        ("x,y,label\n1,1_000,0\n", "'1_000' is no number"),
+        ("x,y,label\n1,nan,0\n", "'nan' is no number"),
+        ("x,y,label\n1,1e999,0\n", "'1e999' is no number"),
+        ("1,2,0\n3,4,1\n", "holds numbers and no names of columns"),
+        ("# only\n", "no header"),
+    ],
+)
+def test_what_may_mean_two_things_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "d.csv").write_text(text)
+    with pytest.raises(DataError, match=said) as fault:
+        read(tmp_path / "d.csv", shape=(2,))
+    assert fault.value.hint and len(str(fault.value)) <= 400
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16-le", "utf-16-be"])
+def test_another_encoding_is_named_with_a_way_out(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "d.csv").write_bytes("temperature °C,y,label\n1,2,0\n".encode(encoding))
+    with pytest.raises(DataError, match=r"no text in UTF-8 .*iconv"):
+        read(tmp_path / "d.csv", shape=(2,))
+
+
+def test_bad_rows_are_told_of_together_or_passed_over_and_end_a_window(tmp_path: Path) -> None:
+    lines = rows("0" * 12)
+    lines[3], lines[8] = "broken", "7,,0,a"
+    path = table(tmp_path, *lines)
+    with pytest.raises(DataError, match=r"2 of 12 rows cannot be used: .*row 4.*row 9.*--skip-bad"):
+        read(path, Series(columns=("x", "y"), window=2, hop=2), shape=(2, 2, 1))
+    wanted = Wanted(taking((2, 2, 1), "float32"), Expected(3), None, Series(columns=("x", "y"), window=2, hop=2))
+    samples, _ = open_samples(Source("csv", path), wanted, skip_bad=True)
+    x = np.concatenate(list(samples.batches()))
+    assert x[:, :, 0, 0].tolist() == [[0, 1], [3, 4], [5, 6], [8, 9], [10, 11]]
+    assert len(samples.faults) == 2 and samples.labels is not None and len(samples.labels) == 5
+
+
+@pytest.mark.parametrize(
     ("lines", "said"),
     [
         (["x,y,label", "1,two,0"], "row 2, y: 'two' is no number"),

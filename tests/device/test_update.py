@@ -258,12 +258,13 @@ def test_a_release_is_fetched_again_after_its_installation_was_cut_alone(tmp_pat
     name = bundle.digest[:8].hex()
     (tmp_path / "update").mkdir()
     (tmp_path / "update/0123456789abcdef.part").write_bytes(b"of a release that is offered no more")
+    (tmp_path / "update/folder.part").mkdir()  # by nobody who is honest
     fetch = Fetch(tmp_path, machine, lambda event, facts: None)
     machine.work.mkdir(parents=True, exist_ok=True)
     (machine.work / f"{name}.raucb").write_bytes(b"whole")
     fetch.offered(bundle)
     assert not fetch.is_on
-    assert not list((tmp_path / "update").iterdir())
+    assert [path.name for path in (tmp_path / "update").iterdir()] == ["folder.part"]
     assert confirm(machine, tmp_path, Patience()) == "settled"
     fetch.offered(bundle)
     assert fetch.is_on

@@ -52,6 +52,15 @@ dns = ["fd00::1"]
 kind = "spool"
 """
 
+WAV = b"RIFF\x3c\0\0\0WAVEfmt \x10\0\0\0\x01\0\x01\0\x40\x1f\0\0\x80\x3e\0\0\x02\0\x10\0data\x18\0\0\0" + bytes(
+    range(24)
+)
+
+FILES = {
+    "sound": (WAV, b"RF64" + WAV[4:], WAV.replace(b"\x01\0\x01\0", b"\x03\0\x01\0"), b"fLaC" + bytes(60)),
+    "table": (b"x,y,label\n1,2,0\n3,4,0\n", "x;y;label\n1,5;2;0\n".encode("utf-16"), b"sep=;\n# a\nx;y;label;\n"),
+}
+
 
 def seeds(name: str) -> list[bytes]:
     """The inputs that a target starts from, always the same ones in the same order."""
@@ -95,7 +104,7 @@ def _derived(name: str) -> list[bytes]:
         case "dtls":
             found = list(DTLS)
         case _:
-            found = []
+            found = list(FILES.get(name, ()))
     return found
 
 

@@ -26,8 +26,11 @@ from typing import Any
 import numpy as np
 
 from fl_tiny import board, config, statedir
+from fl_tiny.device import sound
 from fl_tiny.device.codefile import blanked
 from fl_tiny.device.dataset import Expected, open_dataset
+from fl_tiny.device.faults import Faults
+from fl_tiny.device.series import windows
 from fl_tiny.device.sources import messages
 from fl_tiny.errors import ConfigError, DataError, FlTinyError, MalformedMessage, ModelError, RemoteError
 from fl_tiny.gateway import setup
@@ -45,6 +48,7 @@ from fl_tiny.net.server import Server
 from fl_tiny.net.sessions import Datagram, Limits, Opened, Peer, Received, Table
 from fl_tiny.net.sieve import sift
 from fl_tiny.protocol import aggregate, cbor, manifest, pairing, problem, rekey, signed, submission, wire
+from fl_tiny.protocol.preprocess import Series
 from fl_tiny.protocol.rounds import RoundSettings
 from fl_tiny.protocol.update import HeadBody, decode_head
 
@@ -186,6 +190,26 @@ def read_npz(data: bytes) -> None:
                 pass
         except DataError:
             continue
+
+
+def read_sound(data: bytes) -> None:
+    """A recording, and the numbers that it begins with."""
+    path = _scratch() / "data.wav"
+    path.write_bytes(data)
+    with contextlib.suppress(DataError), sound.opened(path) as found:
+        found.mono(0, min(found.frames, 10_000))
+
+
+def read_table(data: bytes) -> None:
+    """A table of two columns and a label."""
+    path = _scratch() / "data.csv"
+    path.write_bytes(data)
+    faults = Faults(path, unit="rows")
+    how = Series(columns=("x", "y"), window=2, hop=1)
+    with contextlib.suppress(DataError):
+        for _ in windows(path, how, replace(_model().input, shape=(1, 2, 2)), faults, labelled=True):
+            pass
+        faults.check(1)
 
 
 # ---- the network ------------------------------------------------------------------------------------------------
@@ -474,5 +498,7 @@ TARGETS = {
     "dtls": Target(read_datagrams, (), (b"\x01\x00", b"\x02\x02", b"\x16\xfe\xfd", b"\x41\x00", b"\x06\x00")),
     "tflite": Target(read_tflite, (ModelError,), (b"TFL3", b"\xff\xff\xff\xff", b"\x04\0\0\0")),
     "npz": Target(read_npz, (), (b"PK\x03\x04", b"PK\x05\x06", b"\x93NUMPY\x01\0", b"'fortran_order': True", b"'<f8'")),
+    "sound": Target(read_sound, (), (b"data", b"fmt ", b"ds64", b"RF64", b"\xfe\xff", b"fLaC", b"OggS")),
+    "table": Target(read_table, (), (b"sep=;", b"\xff\xfe", b"\xef\xbb\xbf", b'"', b"#", b"1,5", b"1e999", b"\r")),
     "codes": Target(read_codes, (RemoteError,), (b"\x80", b"\x00\x7c", b"\xff\x7f")),
 }  # fmt: skip

@@ -11,8 +11,9 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_tiny.device import audio, images
+from fl_tiny.device import audio, images, sound
 from fl_tiny.device.dataset import Expected, open_dataset
+from fl_tiny.device.faults import Faults
 from fl_tiny.device.folder import Classes, Files, all_files, class_numbers, labelled_files
 from fl_tiny.device.series import MAX_SAMPLES, Table, windows
 from fl_tiny.errors import ConfigError, DataError
@@ -36,6 +37,8 @@ class Samples(Protocol):
     def names(self) -> Sequence[str] | None: ...
     @property
     def seen(self) -> Seen: ...
+    @property
+    def faults(self) -> Faults: ...
     def batches(self) -> Iterator[NDArray[Any]]: ...
 
 
@@ -60,55 +63,65 @@ class Wanted:
     table: Preprocess | None = None
 
 
-def open_samples(source: Source, wanted: Wanted) -> tuple[Samples, str]:
+def open_samples(source: Source, wanted: Wanted, *, skip_bad: bool = False) -> tuple[Samples, str]:
     """The samples, and what was guessed of their classes, as a line to show.
 
+    skip_bad: files and rows that cannot be used are passed over; else all of them end it in one message, here or after
+    the last batch.
     Raises: DataError for samples that do not fit; ConfigError for a table that does not fit the model.
     """
     seen = Seen(input_range(wanted.model))
     if source.kind == "data":
         return open_dataset(source.path, wanted.model.input, expected=wanted.expected, seen=seen), ""
+    faults = Faults(source.path, skip=skip_bad, unit="rows" if source.kind == "csv" else "files")
     if source.kind == "csv":
-        return _table(source.path, wanted, seen)
+        return _table(source.path, wanted, seen, faults)
     if source.kind == "images":
         how = _how(Images(), wanted)
-        files = _files(source.path, images.SUFFIXES, wanted)
+        files = _files(source.path, images.SUFFIXES, wanted, faults)
         labels, classes = _numbers(files.labels, wanted, source.path)
-        return images.Pictures(files.paths, labels, wanted.model.input, how, seen), classes.note
-    return _recordings(source.path, wanted, seen)
+        return images.pictures(files.paths, labels, wanted.model.input, how, seen, faults), classes.note
+    return _recordings(source.path, wanted, seen, faults)
 
 
-def _recordings(path: Path, wanted: Wanted, seen: Seen) -> tuple[Samples, str]:
+def _recordings(path: Path, wanted: Wanted, seen: Seen, faults: Faults) -> tuple[Samples, str]:
     how = _how(Audio(), wanted)
-    files = _files(path, audio.SUFFIXES, wanted)
+    files = _files(path, sound.SUFFIXES, wanted, faults)
     clips: list[audio.Clip] = []
     labels: list[str] = []
     for number, file in enumerate(files.paths):
-        made = audio.clips_of(file, how)
+        try:
+            made = audio.clips_of(file, how)
+        except DataError as fault:
+            faults.add(file, fault)
+            continue
         clips += made
         labels += [files.labels[number]] * len(made) if files.labels is not None else []
         if len(clips) > audio.MAX_CLIPS:
             raise DataError(f"{path} gives more than {audio.MAX_CLIPS} clips", hint="add it in parts")
+    if not clips:
+        faults.check(0)
     numbers, classes = _numbers(tuple(labels) if files.labels is not None else None, wanted, path)
-    return audio.Recordings(tuple(clips), numbers, wanted.model.input, how, seen), classes.note
+    return audio.recordings(clips, numbers, wanted.model.input, how, seen, faults), classes.note
 
 
-def _table(path: Path, wanted: Wanted, seen: Seen) -> tuple[Samples, str]:
+def _table(path: Path, wanted: Wanted, seen: Seen, faults: Faults) -> tuple[Samples, str]:
     how = _how(Series(), wanted)
     labels: list[str | None] = []
-    for window in windows(path, how, wanted.model.input, labelled=wanted.expected is not None):
+    for window in windows(path, how, wanted.model.input, faults, labelled=wanted.expected is not None):
         labels.append(window.label)
         if len(labels) > MAX_SAMPLES:
             raise DataError(f"{path} gives more than {MAX_SAMPLES} samples", hint="add it in parts")
+    faults.check(len(labels))
     if not labels:
         raise DataError(f"{path} has no {how.window} consecutive rows of one label", hint="is the window too long?")
     texts = None if wanted.expected is None else tuple(str(label) for label in labels)
     numbers, classes = _numbers(texts, wanted, path)
-    return Table(path, len(labels), numbers, wanted.model.input, how, seen), classes.note
+    return Table(path, len(labels), numbers, wanted.model.input, how, seen, faults), classes.note
 
 
-def _files(path: Path, suffixes: frozenset[str], wanted: Wanted) -> Files:
-    return all_files(path, suffixes) if wanted.expected is None else labelled_files(path, suffixes)
+def _files(path: Path, suffixes: frozenset[str], wanted: Wanted, faults: Faults) -> Files:
+    return (all_files if wanted.expected is None else labelled_files)(path, suffixes, faults)
 
 
 def _numbers(labels: tuple[str, ...] | None, wanted: Wanted, where: Path) -> tuple[NDArray[np.int64] | None, Classes]:
@@ -137,7 +150,7 @@ def _refused(faults: list[str], *, given: bool) -> ConfigError | DataError:
     """What to raise for a table with faults, or for a model that needs one."""
     if given:
         return ConfigError("preprocess: " + "; ".join(faults), hint="docs/config.md lists the keys")
-    return DataError(
-        "the model's input does not say how samples become numbers: " + "; ".join(faults),
-        hint="give the table [preprocess]: docs/config.md",
-    )
+    hint = "give the table [preprocess]: docs/config.md"
+    if any(fault.startswith("range is needed") for fault in faults):
+        hint = '--preprocess P.toml with kind = "image" and range = [0, 1], [-1, 1] or [0, 255]: as it was trained'
+    return DataError("the model's input does not say how samples become numbers: " + "; ".join(faults), hint=hint)

@@ -4,32 +4,42 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from fl_tiny.device import images
+from fl_tiny import statedir
+from fl_tiny.device import images, sound
 from fl_tiny.device.api import Device
 from fl_tiny.device.dataset import input_codes
 from fl_tiny.device.evaluation import expected_of
 from fl_tiny.device.folder import class_numbers
 from fl_tiny.device.pipes import Header, receive, send
 from fl_tiny.device.recent import Predicted
+from fl_tiny.device.sources import spool
 from fl_tiny.device.sources.files import Source, Wanted, open_samples
 from fl_tiny.device.sources.frames import picture
 from fl_tiny.device.worker import be_expendable
 from fl_tiny.errors import DataError, FlTinyError, ModelError
 from fl_tiny.learn.loss import Task
 
-KINDS = {**dict.fromkeys(images.SUFFIXES, "images"), ".wav": "wav", ".wave": "wav", ".npz": "data", ".csv": "csv"}
+KINDS = {
+    **dict.fromkeys(images.SUFFIXES, "images"),
+    **dict.fromkeys(sound.SUFFIXES, "wav"),
+    ".npz": "data",
+    ".csv": "csv",
+}
 OWN_LABELS = ("data", "csv")  # kinds whose files say the labels themselves
 NO_CLASSES = "this fleet learns no classes"
+SWELL_BYTES = 160 << 20  # of memory beyond what it begins with: a picture of 24 million pixels takes 100 to 140
 MAX_SAMPLES = 4096  # of one file: 20 MB of features at 1,280 twice over
 REFUSED = (DataError, ModelError)  # faults of what was given; others pass, such as a full disk
 
@@ -54,8 +64,10 @@ class Learner:
             shape = (header["width"], header["height"], header["stride"])
             with _as_file(picture(header["format"], body, *shape)) as path:
                 return self._file(path, ".bmp", header)
-        if header.get("path"):
-            return self._file(Path(header["path"]), header["suffix"], header)
+        if header.get("once"):
+            where = (Path(header["spool"]), header["folder"], header["name"], header["once"])
+            with spool.opened(*where) as handle:
+                return self._file(Path(f"/proc/self/fd/{handle}"), header["suffix"], header)
         with _as_file(body) as path:
             return self._file(path, header["suffix"], header)
 
@@ -91,7 +103,8 @@ class Learner:
         if labels is None:
             raise DataError("it has no labels")
         added = device.learn_features(features, labels, runtime=device.runtime, once=header.get("once", ""))
-        return {"added": added}, b""
+        doubt = data.seen.doubt() if data.seen.clipped else ""  # its other reasons take many samples to tell
+        return {"added": added, "doubt": doubt}, b""
 
     def _array(self, header: Header, body: bytes) -> NDArray[Any]:
         source = self._device.model.input
@@ -116,8 +129,7 @@ class Learner:
 def _npy(path: Path) -> NDArray[Any]:
     """One sample in numpy's own form. Raises: DataError."""
     try:
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
-        return np.array(found)[None]
+        return np.array(npy.open_memmap(path, mode="r"))[None]  # type: ignore[no-untyped-call]  # as in dataset.py
     except (OSError, ValueError, EOFError, SyntaxError, TypeError) as fault:
         raise DataError(f"it is no .npy file that can be read: {str(fault)[:200]}") from fault
 
@@ -141,13 +153,24 @@ def serve(directory: Path, source: IO[bytes], sink: IO[bytes]) -> None:
         except EOFError:
             return
         try:
-            learner = learner or Learner(Device.open(directory))
+            if learner is None:
+                learner = Learner(Device.open(directory))
+                _bound_memory((directory / statedir.MODEL).glob("*.tflite"))
             answer, data = learner.answer(header, body)
         except FlTinyError as fault:
-            answer, data = {"fault": str(fault), "again": not isinstance(fault, REFUSED)}, b""
+            said = re.sub("/proc/self/fd/[0-9]+", header.get("name", "the file").replace("\\", r"\\"), str(fault))
+            answer, data = {"fault": said, "again": not isinstance(fault, REFUSED)}, b""
         except MemoryError:
             answer, data = {"fault": "it needs more memory than there is", "again": False}, b""
         send(sink, answer, data)
+
+
+def _bound_memory(models: Iterable[Path]) -> None:
+    """Let what swells fail to get memory, so that it is refused before the kernel ends a process for it."""
+    pages = int(Path("/proc/self/statm").read_text().split()[5])  # data and stack; proc(5)
+    most = max((path.stat().st_size for path in models), default=0)  # a model's own memory is of this order
+    limit = pages * resource.getpagesize() + SWELL_BYTES + 4 * most
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
 if __name__ == "__main__":

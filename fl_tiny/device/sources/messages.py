@@ -17,7 +17,7 @@ from fl_tiny.protocol.fields import Key, blob, choice, from_map, text, to_map, u
 LENGTH = struct.Struct(">I")
 LIMIT = 8 << 20  # bytes of a message: a sample of 800 x 800 x 3 floats
 DTYPES = ("int8", "uint8", "int16", "float32")
-SUFFIXES = ("png", "jpg", "bmp", "webp", "wav", "npy")
+SUFFIXES = ("png", "jpg", "bmp", "webp", "wav", "flac", "ogg", "mp3", "npy")
 
 
 def _label(value: Any, where: str) -> int | str:

@@ -16,15 +16,18 @@ from fl_tiny.device.pipes import Header
 from fl_tiny.device.recent import Predicted, Recent
 from fl_tiny.device.sources import messages, spool, v4l2
 from fl_tiny.device.sources.button import Button
+from fl_tiny.device.sources.ends import Ends
 from fl_tiny.device.sources.inference import Inference
 from fl_tiny.device.sources.listener import listening
 from fl_tiny.errors import DataError, EnvironmentFault
+from fl_tiny.files import open_plain
 
 log = logging.getLogger(__name__)
 
 Emit = Callable[[str, dict[str, Any]], None]
 Label = int | str | None
 AGAIN_S, AGAIN_LIMIT_S = 5.0, 300.0  # guess: from a fault of the machine to the next try
+FAULTS = 3  # files that wait, one after the other, until the spool as a whole does
 WIDTH, HEIGHT = 640, 480  # what nearly every camera gives; a driver takes the nearest it has
 
 
@@ -33,7 +36,8 @@ class Service:
 
     def __init__(self, directory: Path, settings: Source, emit: Emit, ioctl: v4l2.Ioctl = fcntl.ioctl) -> None:
         self._ioctl = ioctl  # where the kernel begins
-        self._settings, self._emit = settings, emit
+        self._directory, self._settings, self._emit = directory, settings, emit
+        self._doubted = False  # the last samples' numbers could not be what the model expects
         self._inference = Inference(directory)
         self._turn = asyncio.Lock()  # one question at a time
         self._recent = Recent(settings.kept, settings.kept_minutes * 60)
@@ -80,7 +84,11 @@ class Service:
         async with self._turn:
             answer, features = await asyncio.to_thread(self._inference.ask, header, body)
         if "added" in answer:
-            self._emit("sample", {"from": origin, "added": answer["added"]})
+            doubt = answer.get("doubt", "")
+            if doubt and not self._doubted:
+                log.warning("samples may be wrong from=%s file=%r why=%r", origin, header.get("name", ""), doubt)
+            self._doubted = bool(doubt)
+            self._emit("sample", {"from": origin, "added": answer["added"], **({"doubt": doubt} if doubt else {})})
             return messages.Answer(messages.DONE, added=answer["added"])
         kept = Predicted(features, bytes.fromhex(answer["meant"]), answer["runtime"])
         name = self._recent.put(kept, time.monotonic())
@@ -92,37 +100,79 @@ class Service:
     async def _watch_spool(self) -> None:
         place, failures = Path(self._settings.spool), 0
         shut: set[Path] = set()  # folders told of
-        while True:
-            try:
-                for found in spool.dropped(place):
-                    if found.removable:
-                        await self._take(place, found)
-                    elif found.path.parent not in shut and len(shut) < spool.MAX_SEEN:
-                        shut.add(found.path.parent)
-                        log.warning("folder passed over path=%s hint=%r", found.path.parent, spool.RIGHTS)
-                failures = 0
-            except EnvironmentFault as fault:
-                log.warning("spool waits why=%r", str(fault))
-                await asyncio.sleep(min(AGAIN_S * 2**failures, AGAIN_LIMIT_S))
-                failures += 1
-            await asyncio.sleep(self._settings.every)
-
-    async def _take(self, place: Path, found: spool.Dropped) -> None:
-        """Learn a file and remove it, or put it aside. Raises: EnvironmentFault when it must wait, and stays."""
-        suffix = found.path.suffix.lower()
+        waits: dict[str, float] = {}  # files that the machine could not deal with: until when
+        ends: Ends | None = None
         try:
-            if found.fault:
-                raise DataError(found.fault)
-            if found.label is None and suffix not in (".npz", ".csv"):
-                raise DataError("nobody says its label", hint="a folder named by it, or FILE.label beside it")
-            header = {"op": "file", "suffix": suffix, "label": found.label, "path": str(found.path)}
-            await self._given({**header, "once": found.once}, b"", "spool")
+            while True:
+                now, pause = time.monotonic(), 0.0
+                waits = {once: until for once, until in waits.items() if until > now}
+                try:
+                    ends = ends or Ends(self._directory)
+                    for found in spool.dropped(place):
+                        if not found.removable:
+                            if found.path.parent not in shut and len(shut) < spool.MAX_SEEN:
+                                shut.add(found.path.parent)
+                                log.warning("folder passed over path=%r hint=%r", str(found.path.parent), spool.RIGHTS)
+                        elif found.once not in waits:
+                            try:
+                                await self._take(found, ends)
+                                failures = 0
+                            except EnvironmentFault as fault:
+                                pause = min(AGAIN_S * 2**failures, AGAIN_LIMIT_S)
+                                waits[found.once] = time.monotonic() + 3 * pause  # others have their turn before it
+                                failures += 1
+                                log.warning("spool waits file=%r why=%r", found.name, str(fault))
+                                if failures % FAULTS == 0:
+                                    break
+                                pause = 0.0
+                except EnvironmentFault as fault:
+                    log.warning("spool waits why=%r", str(fault))
+                    pause = min(AGAIN_S * 2**failures, AGAIN_LIMIT_S)
+                    failures += 1
+                await asyncio.sleep(pause or self._settings.every)
+        finally:
+            if ends is not None:
+                ends.close()
+
+    async def _take(self, found: spool.Dropped, ends: Ends) -> None:
+        """Learn a file and remove it, or put it aside. Raises: EnvironmentFault when it must wait, and stays."""
+        is_new = found.once not in ends
+        if is_new:
+            ends.begin(found.once)
+            try:
+                end = await self._tried(found)
+            except (EnvironmentFault, asyncio.CancelledError):
+                ends.forget(found.once)
+                raise
+            ends.note(found.once, end)
+        why = ends[found.once]
+        try:
+            if why is None:
+                spool.remove(found)
+            else:
+                spool.reject(found, why)
+        except EnvironmentFault as fault:  # it stays where it is, and is not tried again
+            if is_new:
+                log.warning("file stays file=%r why=%r", found.name, str(fault))
+            return
+        ends.forget(found.once)
+        if why is not None:
+            log.warning("file rejected file=%r why=%r", found.name, why)
+            self._emit("rejected", {"file": found.name, "why": why})
+
+    async def _tried(self, found: spool.Dropped) -> str | None:
+        """Learn a file. Returns why it is no sample, None when it is stored. Raises: EnvironmentFault."""
+        suffix = Path(found.name).suffix.lower()
+        if found.fault:
+            return found.fault
+        if found.label is None and suffix not in (".npz", ".csv"):
+            return "nobody says its label (a folder named by it, or FILE.label beside it)"
+        where = {"spool": str(found.spool), "folder": found.folder, "name": found.name, "once": found.once}
+        try:
+            await self._given({"op": "file", "suffix": suffix, "label": found.label, **where}, b"", "spool")
         except DataError as fault:
-            spool.reject(place, found, str(fault))
-            log.warning("file rejected file=%s why=%r", found.path.name, str(fault))
-            self._emit("rejected", {"file": found.path.name, "why": str(fault)})
-        else:
-            spool.remove(found)
+            return str(fault)
+        return None
 
     # ---- the camera -----------------------------------------------------------------------------------------
 
@@ -165,9 +215,9 @@ class Service:
         if self._label is not None or self._settings.label_file is None:
             return self._label
         try:
-            with Path(self._settings.label_file).open("rb") as file:
+            with open_plain(Path(self._settings.label_file), 1 << 20) as file:  # a pipe would hold everything up
                 return file.readline(spool.MAX_LABEL + 1).decode().strip() or None
-        except (OSError, UnicodeDecodeError):
+        except (OSError, DataError, UnicodeDecodeError):
             return None
 
     async def _give_back_memory(self) -> None:

@@ -149,6 +149,7 @@ def test_frames_are_predicted_or_learnt_by_who_says_their_label(board: Board, tm
     driver = Driver(tmp_path / "video", "MJPG", [out.getvalue()])
     seen: list[tuple[str, Any]] = []
     label = tmp_path / "label"
+    os.mkfifo(label)  # which nobody writes to: it must not hold the service up
     settings = Source("camera", socket=str(board.socket), camera=str(driver.path), every=0.05, label_file=str(label))
     service = Service(board.dir, settings, lambda event, facts: seen.append((event, facts)), driver.ioctl)
 
@@ -157,6 +158,7 @@ def test_frames_are_predicted_or_learnt_by_who_says_their_label(board: Board, tm
         await reached(lambda: any(event == "predicted" for event, _ in seen))
         last = await service.answer(Last())
         assert last.id is not None and board.stats()["samples"] == 0, "nobody said what it sees"
+        label.unlink()
         label.write_text("kind2\n")
         await reached(lambda: ("sample", {"from": "camera", "added": 1}) in seen)
         await service.answer(Label("kind4"))

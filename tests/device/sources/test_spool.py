@@ -126,7 +126,7 @@ def child(pid: int) -> int:
 def test_the_spool_stays_bounded_in_what_is_put_aside(tmp_path: Path) -> None:
     for n in range(spool.MAX_REJECTED + 20):
         (tmp_path / f"{n:03}.x").touch()
-        spool.reject(tmp_path, spool.Dropped(tmp_path / f"{n:03}.x", None, ""), "why")
+        spool.reject(spool.Dropped(tmp_path, "", f"{n:03}.x", None, ""), "why")
     names = {p.name for p in (tmp_path / "rejected").iterdir()}
     assert len(names) == 2 * spool.MAX_REJECTED and "119.x.reason" in names and "000.x" not in names
 
@@ -157,3 +157,85 @@ def test_a_second_service_and_one_without_a_source_do_not_run(board: Board) -> N
     assert cli("samples", "serve", board.dir) == {"event": "idle"}
     board.serve()
     assert "in use" in cli("samples", "serve", board.dir, code=78)
+
+
+def test_a_picture_that_swells_is_refused_before_the_kernel_ends_a_process(board: Board) -> None:
+    service = board.serve()
+    board.drop("kind1/a.png", png())
+    service.event("sample", added=1)
+    before = child(service.process.pid)
+    out = io.BytesIO()
+    turned = Image.Exif()
+    turned[0x0112] = 6  # it has to be in memory twice, 192 MB
+    Image.new("RGBA", (6000, 4000)).save(out, "PNG", exif=turned)
+    assert len(out.getvalue()) < 200_000
+    board.drop("kind1/bomb.png", out.getvalue())
+    assert "more memory" in service.event("rejected", file="bomb.png")["why"]
+    out = io.BytesIO()
+    Image.new("RGB", (4000, 3000)).save(out, "JPEG")  # what a phone takes
+    board.drop("kind1/phone.jpg", out.getvalue())
+    service.event("sample", added=1)
+    assert child(service.process.pid) == before, "the same child"
+
+
+def test_a_recording_and_a_spreadsheets_table_are_refused_by_name_where_they_do_not_fit(board: Board) -> None:
+    service = board.serve()
+    board.drop("d.csv", "x;y;label\n1,5;2;0\n".encode("utf-16"))
+    assert "d.csv has 2 columns of numbers" in service.event("rejected", file="d.csv")["why"]
+    board.drop("kind1/a.flac", b"fLaC")
+    assert service.event("rejected", file="a.flac")["why"]
+
+
+def test_numbers_that_cannot_be_right_are_warned_of_once(board: Board) -> None:
+    service = board.serve()
+    for n in range(2):
+        out = io.BytesIO()
+        np.savez(out, x=pixels(n)[None, ..., None].astype(np.float32), y=[n])  # 0 to 255, the model takes 0 to 1
+        board.drop(f"{n}.npz", out.getvalue())
+        assert "cut off" in service.event("sample", added=1)["doubt"]
+    board.drop("kind1/a.png", png())
+    assert "doubt" not in service.event("sample", added=1)
+    stop(service)
+    assert len([line for line in service.log if "samples may be wrong" in line]) == 1
+
+
+def test_a_file_that_can_be_neither_learnt_nor_put_aside_is_tried_once_and_stops_no_other(board: Board) -> None:
+    (board.spool / "rejected").mkdir(parents=True)
+    (board.spool / "kind1").mkdir()
+    path = board.drop("kind1/bad.png", b"no picture")
+    path.chmod(0o444)
+    subprocess.run(["chattr", "+i", path], check=False, capture_output=True)
+    if os.access(path, os.W_OK):
+        pytest.skip("SKIPPED: this filesystem keeps no file from its removal (chattr +i)")
+    try:
+        service = board.serve()
+        until(lambda: any("file stays" in line for line in service.log), "word of it")
+        board.drop("kind2/good.png", png())
+        service.event("sample", added=1)
+        time.sleep(0.5)
+        assert len([line for line in service.log if "bad.png" in line]) == 1
+        stop(service)
+        again = board.serve()
+        board.drop("kind2/other.png", png(1))
+        again.event("sample", added=1)
+        assert not any("bad.png" in line for line in again.log), "also across a restart"
+    finally:
+        subprocess.run(["chattr", "-i", path], check=False)
+
+
+def test_an_import_lists_all_faults_or_goes_on_without_them(board: Board) -> None:
+    folder = board.root / "pictures"
+    for n in range(40):
+        (folder / f"kind{n % 2}").mkdir(parents=True, exist_ok=True)
+        (folder / f"kind{n % 2}/{n:02}.png").write_bytes(b"text" if n % 10 == 3 else png(n))
+    (folder / "kind0/Thumbs.db").touch()
+    (folder / "__MACOSX").mkdir()
+    (folder / "kind1/notes.txt").touch()
+    said = cli("samples", "add", board.dir, "--images", folder, code=65)
+    assert "5 of 41 files cannot be used" in said and "kind1/03.png" in said and "notes.txt" in said
+    assert "--skip-bad" in said and len(said) <= 400 and board.stats()["samples"] == 0
+    words = ("samples", "add", board.dir, "--images", folder, "--skip-bad")
+    assert cli(*words) == {"added": 36, "samples": 36, "skipped": 5}
+    found = cli("predict", board.dir, "--images", folder, "--skip-bad")
+    assert len(found["labels"]) == len(found["files"]) == 36 and found["skipped"] == 5
+    assert "03.png" not in " ".join(found["files"])
