@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``fl-tiny`` that says on SIGUSR1 what its table of sessions holds; ``doorkeeper.py old …`` with the door of before.
+
+The old door makes a session for every cookie, holds a cookie for as often as it comes, and counts per prefix alone.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from typing import Any
+
+from fl_tiny.cli.main import entry
+from fl_tiny.net.buckets import Buckets
+from fl_tiny.net.door import Cookies, Shares, prefix_of
+from fl_tiny.net.sessions import Table
+
+TABLES: list[Table] = []
+
+
+def main() -> None:
+    right = Table.__init__
+
+    def kept(table: Table, *args: Any, **named: Any) -> None:
+        right(table, *args, **named)
+        TABLES.append(table)
+
+    def tell(_number: int, _frame: object) -> None:
+        for table in TABLES:
+            facts = {"sessions": len(table), "handshakes": table.handshakes, "ssl": len(table._context.sessions)}
+            print(json.dumps({"event": "table", **facts}), flush=True)
+
+    Table.__init__ = kept  # type: ignore[method-assign]
+    signal.signal(signal.SIGUSR1, tell)
+    if sys.argv[1] == "old":
+        del sys.argv[1]
+        old_door()
+    entry()
+
+
+def old_door() -> None:
+    prefixes = Buckets(50.0, 50.0)
+    Cookies.spent = lambda cookies, hello: False  # type: ignore[method-assign]
+    Shares.admits = lambda shares, host, now: not prefixes.take(prefix_of(host), now)  # type: ignore[method-assign]
+    Table._has_room = lambda table, host: len(table._candidates) < table.limits.handshakes  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    main()
