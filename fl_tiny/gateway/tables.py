@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from fl_tiny.protocol.wire import Status
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 SCHEMA = """
 CREATE TABLE meta(key TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE device(did BLOB PRIMARY KEY, pk BLOB UNIQUE NOT NULL, psk BLOB NOT NULL, state TEXT NOT NULL, name TEXT,
@@ -26,6 +26,7 @@ CREATE TABLE answer(rid BLOB NOT NULL REFERENCES round(rid) ON DELETE CASCADE, d
 CREATE TABLE ledger(rid BLOB NOT NULL REFERENCES round(rid), did BLOB NOT NULL REFERENCES device(did),
   signed BLOB NOT NULL, samples INT NOT NULL, status INT NOT NULL, held INT, loss REAL, accuracy REAL, ranges BLOB,
   codes BLOB, consumed_by INT REFERENCES version(number), PRIMARY KEY(rid, did)) STRICT;
+CREATE INDEX ledger_did ON ledger(did, consumed_by);
 CREATE TABLE gram(did BLOB PRIMARY KEY REFERENCES device(did), samples INT NOT NULL, body BLOB NOT NULL,
   outlier REAL) STRICT;
 CREATE TABLE strategy(name TEXT PRIMARY KEY, numbers BLOB NOT NULL) STRICT;
@@ -67,6 +68,9 @@ CREATE TABLE bundle(digest BLOB PRIMARY KEY, board TEXT UNIQUE NOT NULL, release
   share REAL NOT NULL) STRICT;
 CREATE TABLE runs(did BLOB PRIMARY KEY, board TEXT NOT NULL, release TEXT NOT NULL, refused BLOB, code INT,
   why TEXT) STRICT;
+""",
+    5: """
+CREATE INDEX ledger_did ON ledger(did, consumed_by);
 """,
 }
 

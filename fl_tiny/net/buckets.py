@@ -21,15 +21,14 @@ class Buckets:
         return len(self._levels)
 
     def take(self, name: Hashable, now: float, cost: float = 1.0, leave: float = 0.0) -> float:
-        """Take ``cost`` tokens if so many and ``leave`` are there: 0.0; else the seconds until they are."""
+        """Take ``cost`` tokens if so many and ``leave`` are there: 0.0; else the seconds until they are.
+
+        A negative ``cost`` gives tokens back.
+        """
         tokens, when = self._levels.pop(name, (self.most, now))
         tokens = min(self.most, tokens + max(0.0, now - when) * self.per_s)
         lacking = cost + leave - tokens
-        self._levels[name] = (tokens - cost if lacking <= 0 else tokens, now)
+        self._levels[name] = (min(self.most, tokens - cost) if lacking <= 0 else tokens, now)
         if len(self._levels) > self._names:
             self._levels.popitem(last=False)
         return max(0.0, lacking / self.per_s)
-
-    def forget(self, name: Hashable) -> None:
-        """A name is of no further interest."""
-        self._levels.pop(name, None)

@@ -29,6 +29,7 @@ class Limits:
     pairings_per_s: float = 1.0  # handshakes on pairing identities per /24 or /64
     sessions: int = 64
     idle_s: float = 300.0
+    requests_per_s: float = 500.0  # of one identity; more at once, so that the longest body passes at full speed
 
 
 @dataclass(frozen=True, slots=True)
