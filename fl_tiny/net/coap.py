@@ -14,5 +14,6 @@ from fl_tiny.net.server import Server
 from fl_tiny.net.sessions import Limits
 
 __all__ = [
-    "SPREAD", "Bodies", "Buckets", "Client", "Counters", "Handler", "Limits", "PskLookup", "Request", "Response", "Server",
+    "SPREAD", "Bodies", "Buckets", "Client", "Counters", "Handler", "Limits", "PskLookup", "Request", "Response",
+    "Server",
 ]  # fmt: skip

@@ -63,15 +63,15 @@ class Cookies:
 class Shares:
     """How many handshakes a second an address and its prefix may begin.
 
-    An address is sure of an eighth of its prefix's rate. Beyond that it has what the prefix does not need: while
-    more than half of a second's worth is left for others. So a lone NAT has the whole rate, and a flood an eighth.
+    An address is sure of an eighth of its prefix's rate. Beyond that it has what its prefix does not need: it leaves
+    half of a second's worth to others. So a lone NAT has the whole rate, and a flood beside others an eighth.
     """
 
     def __init__(self, per_s: float) -> None:
-        most = max(1.0, per_s)
+        most = max(SHARE, per_s)
         self._own = Buckets(per_s / SHARE, max(1.0, per_s / SHARE))
         self._prefix = Buckets(per_s, most)
-        self._reserve = min(most / 2, most - 1)
+        self._reserve = most / 2
 
     def admits(self, host: str, now: float) -> bool:
         """May one more handshake of this address begin?"""

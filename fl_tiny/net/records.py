@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 DATAGRAM_BYTES = 1232  # IPv6's minimum MTU of 1,280 less 40 (IPv6) and 8 (UDP)
+HANDSHAKE = b"\x16"  # the first byte of a record
 RECORD_HEADER_BYTES = 13  # RFC 6347 section 4.1
 _HANDSHAKE_HEADER_BYTES = 12
 _HELLO_AT = RECORD_HEADER_BYTES + _HANDSHAKE_HEADER_BYTES
@@ -60,7 +61,7 @@ def read_hello(datagram: bytes) -> Hello | None:
     size = len(body).to_bytes(3, "big")
     if (
         len(body) < _LEAST_HELLO_BYTES
-        or datagram[:2] != b"\x16\xfe"  # a handshake record of DTLS
+        or datagram[:2] != HANDSHAKE + b"\xfe"  # of DTLS
         or datagram[3:5] != bytes(2)
         or datagram[11:13] != (len(body) + _HANDSHAKE_HEADER_BYTES).to_bytes(2, "big")
         or datagram[13:17] != b"\x01" + size  # client_hello

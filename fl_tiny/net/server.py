@@ -27,6 +27,7 @@ HANDLERS = 512  # requests being handled at a time; more are told to come back
 HANDLERS_EACH = 32  # of these for one identity; our own clients have at most 16 requests in flight
 BURST = 8192  # requests of one identity at once
 BUSY_S = 5
+DEAF_S = 1.0  # to an identity that goes on asking after it was told to wait
 HANDLERS_S = 2.0  # for what is being handled when the server closes
 
 
@@ -187,7 +188,10 @@ class Server:
         remote = self._remotes.get(who)
         if remote is None:
             return
-        verdict = self._budget.judge(who.session.identity, asyncio.get_running_loop().time())
+        now = asyncio.get_running_loop().time()
+        verdict = self._budget.judge(who.session.identity, now)
+        if verdict is Verdict.DROP:
+            who.deaf_until = now + DEAF_S
         if verdict is Verdict.DROP or not self._interface.receive(remote, data):
             self.counters.dropped += 1
 

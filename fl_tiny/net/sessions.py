@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from fl_tiny.net.door import Cookies, Shares, prefix_of
 from fl_tiny.net.dtls import PAIRING, Context, PskLookup, Session
-from fl_tiny.net.records import Hello, epoch, read_hello, records
+from fl_tiny.net.records import HANDSHAKE, Hello, epoch, read_hello, records
 
 HANDSHAKE_S = 15.0
 GRACE_S = 3.0  # a handshake does not give way to another of its own address before (guess: a lost flight, and again)
@@ -57,6 +57,7 @@ class Association:
     born: float
     heard: float  # when the last authenticated record came
     retransmit_at: float
+    deaf_until: float = 0.0  # what comes before is not even decrypted: its peer does not wait as it was told
     tried: bool = False  # a protected record came before the handshake was complete
 
 
@@ -144,6 +145,9 @@ class Table:
         """What one datagram led to."""
         self._now = now
         candidate, live = self._candidates.get(peer), self._live.get(peer)
+        if live is not None and now < live.deaf_until and candidate is None and datagram[:1] != HANDSHAKE:
+            self.dropped += 1
+            return []
         hello = read_hello(datagram)
         if hello and not any(known and known.random == hello.random for known in (candidate, live)):
             return self._knock(peer, datagram, hello)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``fl-tiny`` that says on SIGUSR1 what its table of sessions holds; ``doorkeeper.py old …`` with the door of before.
+"""``fl-tiny`` that says on SIGUSR1 what its table of sessions holds; with ``old`` or ``lavish`` as it was before.
 
-The old door makes a session for every cookie, holds a cookie for as often as it comes, and counts per prefix alone.
+old: a cookie holds for as often as it comes, and handshakes count per prefix alone.   lavish: no member has a budget.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ import sys
 from typing import Any
 
 from fl_tiny.cli.main import entry
+from fl_tiny.gateway.budget import Quiet, Shares
+from fl_tiny.net import door, server
 from fl_tiny.net.buckets import Buckets
-from fl_tiny.net.door import Cookies, Shares, prefix_of
+from fl_tiny.net.budget import Budget, Verdict
+from fl_tiny.net.door import Cookies, prefix_of
 from fl_tiny.net.sessions import Table
 
 TABLES: list[Table] = []
@@ -33,17 +36,25 @@ def main() -> None:
 
     Table.__init__ = kept  # type: ignore[method-assign]
     signal.signal(signal.SIGUSR1, tell)
-    if sys.argv[1] == "old":
-        del sys.argv[1]
-        old_door()
+    for name, change in (("old", old_door), ("lavish", no_budgets)):
+        if sys.argv[1] == name:
+            del sys.argv[1]
+            change()
     entry()
 
 
 def old_door() -> None:
     prefixes = Buckets(50.0, 50.0)
     Cookies.spent = lambda cookies, hello: False  # type: ignore[method-assign]
-    Shares.admits = lambda shares, host, now: not prefixes.take(prefix_of(host), now)  # type: ignore[method-assign]
+    door.Shares.admits = lambda shares, host, now: not prefixes.take(prefix_of(host), now)  # type: ignore[method-assign]
     Table._has_room = lambda table, host: len(table._candidates) < table.limits.handshakes  # type: ignore[method-assign]
+
+
+def no_budgets() -> None:
+    Budget.judge = lambda budget, identity, now: Verdict.SERVE  # type: ignore[method-assign]
+    Shares.costly = Shares.check = lambda shares, member, now: None  # type: ignore[method-assign]
+    Quiet.filter = lambda quiet, record: True  # type: ignore[method-assign]
+    server.HANDLERS_EACH = server.HANDLERS
 
 
 if __name__ == "__main__":

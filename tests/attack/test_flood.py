@@ -34,7 +34,7 @@ TIMES = 3
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """quiet_s, flood_s: until devices that were not connected had the round's head; None: not within its time. kept: at the end."""
+    """quiet_s, flood_s: until devices that were not connected had a round's head; None: not in time. kept: at the end."""
 
     quiet_s: float
     flood_s: float | None

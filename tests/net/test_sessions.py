@@ -266,26 +266,27 @@ def test_an_address_alone_has_its_prefixs_whole_rate_and_beside_others_a_share()
 
 
 def test_a_prefix_gets_its_share_of_handshakes_and_another_prefix_its_own() -> None:
-    server = table(limits=Limits(handshakes_per_s=5))
+    server = table(limits=Limits(handshakes_per_s=8))
     for n in range(20):
         half_open(server, Peer(f"192.0.2.{n}", 1))
         half_open(server, Peer(f"2001:db8::{n}", 1))
-    assert server.handshakes == 10
+    assert server.handshakes == 16
     half_open(server, Peer("192.0.2.99", 1), now=0.1)
-    assert server.handshakes == 10
+    assert server.handshakes == 16
     half_open(server, Peer("192.0.3.1", 1), now=0.1)
     half_open(server, Peer("::ffff:192.0.4.1", 1), now=0.1)
     half_open(server, Peer("192.0.2.99", 1), now=1.0)
-    assert server.handshakes == 13
+    assert server.handshakes == 19
 
 
-def test_pairing_identities_get_one_handshake_a_second_of_a_prefix() -> None:
+def test_pairing_identities_get_so_many_handshakes_a_second_of_a_prefix() -> None:
     server = table()
-    opened(server, client("pair:x"), Peer("192.0.2.1", 1))
-    assert not any(isinstance(e, Opened) for e in converse(server, client("pair:x"), Peer("192.0.2.2", 1)))
-    opened(server, client("dev"), Peer("192.0.2.2", 2))
+    for n in range(8):
+        opened(server, client("pair:x"), Peer(f"192.0.2.{n}", 1))
+    assert not any(isinstance(e, Opened) for e in converse(server, client("pair:x"), Peer("192.0.2.9", 1)))
+    opened(server, client("dev"), Peer("192.0.2.9", 2))
     opened(server, client("pair:x"), Peer("198.51.100.1", 1))
-    opened(server, client("pair:x"), Peer("192.0.2.2", 3), now=1.0)
+    opened(server, client("pair:x"), Peer("192.0.2.9", 3), now=8.0)
 
 
 def test_the_session_cap_evicts_who_was_heard_longest_ago_and_only_for_the_authenticated() -> None:
