@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an identity may take: token buckets, verdicts on messages, and clients that never meet a bound or wait as told."""
+"""What an identity may take: token buckets, verdicts on messages, clients that meet no bound or wait as told."""
 
 from __future__ import annotations
 

@@ -31,7 +31,9 @@ def faults(folder: Path) -> list[str]:
                 found.append(f"{file.name}: {line}")
     text = (folder / "Containerfile").read_text()
     stages = set(re.findall(r"^FROM .* AS (\S+)$", text, re.MULTILINE)) | {"scratch", "${BASE}"}
-    bases = re.findall(r"^FROM (?:--\S+ )*(\S+)", text, re.MULTILINE) + re.findall(r"^ARG BASE=(\S+)", text, re.MULTILINE)
+    bases = re.findall(r"^FROM (?:--\S+ )*(\S+)", text, re.MULTILINE) + re.findall(
+        r"^ARG BASE=(\S+)", text, re.MULTILINE
+    )
     found += [base for base in bases if base not in stages and not re.search(r"@sha256:[0-9a-f]{64}$", base)]
     for line in (folder / "assemble.py").read_text().splitlines():
         if re.search(r'"-r"', line) and "*pinned" not in line:
