@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A member that asks as fast as it can beside others that play a round.
 
-Backs docs/failures.md, row 88, and docs/protocol.md, "Budgets".
+Backs docs/failures.md, row 88, and docs/budgets.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A stranger that floods the door, beside a fleet of its own network that connects and plays a round.
 
-Backs docs/failures.md, rows 37 and 43, and docs/protocol.md, "DTLS".
+Backs docs/failures.md, rows 37 and 43, and docs/budgets.md.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TIMES = 3
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """quiet_s, flood_s: until devices that were not connected had a round's head; None: not in time. kept: at the end."""
+    """quiet_s, flood_s: until unconnected devices had a round's head; None: not in time. kept: at the end."""
 
     quiet_s: float
     flood_s: float | None
