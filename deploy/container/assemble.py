@@ -99,8 +99,10 @@ def _install(system: Path, machine: str, role: str, version: str) -> None:
     options = ["--no-deps", "--no-compile", "--no-cache-dir", "--root-user-action=ignore", "--target", site]
     tags = [f"--platform=manylinux{'' if glibc == '2014' else '_'}{glibc}_{machine}" for glibc in GLIBC]
     tags += ["--implementation=cp", f"--python-version={version}", "--only-binary=:all:"]
-    _run("pip3", "install", "-q", *options, *tags, "-r", HERE / f"{role}.txt")
-    _run("pip3", "install", "-q", *options, HERE)
+    pinned, builder = ("pip3", "install", "-q", "--require-hashes"), system.parent / "builder"
+    _run(*pinned, *options, *tags, "-r", HERE / f"{role}.txt")
+    _run(*pinned, "--no-deps", "--target", builder, "--only-binary=:all:", "-r", HERE / "build.txt")
+    _run("env", f"PYTHONPATH={builder}", "pip3", "install", "-q", *options, "--no-build-isolation", HERE)
     shutil.rmtree(site / "bin", ignore_errors=True)
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 from collections.abc import Iterator
 
@@ -48,7 +49,8 @@ class Chunks:
         """Write a chunk soon. One at the same place is part of it."""
         self._waiting[did, at] = (sid, body)
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(WAIT_S, self._tick)
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(WAIT_S, self._tick, context=contextvars.Context())  # for many members
 
     def drop(self, did: bytes) -> None:
         """A device's upload is of no further use: its rows go with the next group."""

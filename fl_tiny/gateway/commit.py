@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from dataclasses import dataclass, field
 
 from fl_tiny.errors import EnvironmentFault, RemoteError
@@ -75,7 +76,7 @@ class Commits:
 
     def _soon(self) -> None:
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(GATHER_S, self.flush)
+            self._timer = asyncio.get_running_loop().call_later(GATHER_S, self.flush, context=contextvars.Context())
 
     def _flush_updates(self, waiting: list[_Waiting]) -> None:
         gateway, fitting = self._gateway, []

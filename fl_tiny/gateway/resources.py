@@ -6,11 +6,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import logging
+import math
 import os
 import time
 from collections.abc import Awaitable, Callable
 
 from fl_tiny.errors import EnvironmentFault, FlTinyError, RemoteError
+from fl_tiny.gateway.budget import MEMBER, Shares, TooMuch
 from fl_tiny.gateway.commit import Commits
 from fl_tiny.gateway.identity import device_of
 from fl_tiny.gateway.service import Gateway
@@ -28,6 +30,10 @@ log = logging.getLogger(__name__)
 
 CBOR, COSE, OCTETS, LINKS, PROBLEM = 60, 18, 42, 40, 257  # content formats (docs/protocol.md, "Resources")
 BUSY_S = 10  # Max-Age while the disk is full or slow
+COSTLY = {("POST", "d"), ("POST", "o"), ("PUT", "u"), ("POST", "u"), ("GET", "u"), ("POST", "k")}  # but chunks
+BLOCK_BYTES = 1024  # of a body at full speed
+REQUESTS = 4096  # at once, besides those that carry bodies
+ETAGS = 16  # of bodies, remembered
 BODY_BYTES = Submission.LIMIT  # of a request that comes in blocks, from a device on another CoAP stack
 NOT_FOUND, NOT_ALLOWED, UNAUTHORISED = "4.04", "4.05", "4.01"
 DIRECTORY = '</d>;rt="fl.device";ct=60,</m>;rt="fl.head";ct=18;obs,</o>;rt="fl.offer";ct=60,</u>;rt="fl.update"'
@@ -46,6 +52,8 @@ class Resources:
         self._store = gateway.store
         self._identities = gateway.identities
         self._commits = Commits(gateway)
+        self._shares = Shares()
+        self._etags: dict[tuple[str, tuple[str, ...]], bytes] = {}
         self.refused = 0
         self._table: dict[tuple[str, str], Resource] = {
             ("POST", "d"): self._register,
@@ -77,11 +85,27 @@ class Resources:
         """How much an identity may send in blocks: devices alone have reason to."""
         return 0 if identity.startswith((PAIR, PEER)) else BODY_BYTES
 
+    def burst(self) -> float:
+        """How many requests a member may make at once: a model, a head, an update and as much again, at full speed."""
+        models = self._gateway.models
+        staged = models.staged or models.current
+        bodies = len(models.current.data) + len(staged.data) + 2 * self._gateway.manifest.body_size
+        return REQUESTS + 2 * bodies / BLOCK_BYTES
+
     async def handle(self, request: Request) -> Response:
-        """The response to one request; a refusal is a counted 4.xx with a problem body, never an exception."""
+        """The response to one request; a refusal is a counted 4.xx with a problem body, never an exception.
+
+        Runs in a task of its own, whose context says for whom it works.
+        """
+        MEMBER.set(request.identity)
         try:
             answer = self._dispatch(request)
             return answer if isinstance(answer, Response) else await answer
+        except TooMuch as fault:
+            self.refused += 1
+            wait_s = math.ceil(fault.wait_s)
+            self.put_off(request.identity, wait_s)
+            return Response("5.03", problem.encode(fault), PROBLEM, max_age=wait_s)
         except RemoteError as fault:
             self.refused += 1
             return Response(problem.COAP_CODE[Code(fault.code)], problem.encode(fault), PROBLEM)
@@ -109,7 +133,10 @@ class Resources:
         resource = self._table.get((request.method, first))
         if resource is None or (first not in ("u", "b") and len(request.path) > 1):
             return _refusal(NOT_ALLOWED if first in ("d", "o", "u", "k", "b") else NOT_FOUND, "no such resource")
-        return resource(request, self._active(request))
+        device = self._active(request)
+        if (request.method, first) in COSTLY and (request.method != "PUT" or request.path == WHOLE):
+            self._shares.costly(request.identity, time.monotonic())
+        return resource(request, device)
 
     def _for_newcomer(self, request: Request) -> Response:
         if (request.method, request.path) != ("POST", ("e",)):
@@ -181,6 +208,8 @@ class Resources:
 
     def _heartbeat(self, request: Request, device: Device) -> Response:
         beat = wire.decode(wire.Heartbeat, request.payload)
+        if beat.bundle or beat.refusal or beat.model not in (None, self._gateway.models.knows(device.did)):
+            self._shares.costly(request.identity, time.monotonic())  # it is going to be written
         if beat.bundle is not None:
             self._gateway.bundles.refused(device.did, beat.bundle)
         return Response("2.04", wire.encode(self._gateway.heard(device, beat)), CBOR)
@@ -209,8 +238,16 @@ class Resources:
             return Response("2.05", message, COSE)
         body = self._octets(name, part, head)
         if body is not None:
-            return Response("2.05", body, OCTETS, hashlib.sha256(body).digest()[:8])
+            return Response("2.05", body, OCTETS, self._etag(name, part, body))
         return _refusal(NOT_FOUND, "no head or model of this name; GET /m names the current ones")
+
+    def _etag(self, name: str, part: tuple[str, ...], body: bytes) -> bytes:
+        """Of a body that its name stands for; made once, since it is asked for with each block."""
+        if (name, part) not in self._etags:
+            if len(self._etags) >= ETAGS:
+                self._etags.clear()
+            self._etags[name, part] = hashlib.sha256(body).digest()[:8]
+        return self._etags[name, part]
 
     def _octets(self, name: str, part: tuple[str, ...], head: Version) -> bytes | None:
         """A body, or below it ``d``: what leads to the newest head from the one before."""
@@ -244,6 +281,8 @@ class Resources:
             case ("u", sid, unit) if unit.isdecimal() and len(unit) <= 6:
                 self._may_submit(device)
                 check_room(self._store.folder)
+                if not self._gateway.uploads.is_under_way(device.did, sid):
+                    self._shares.costly(request.identity, time.monotonic())
                 self._gateway.uploads.put(device.did, sid, int(unit), request.payload)
                 return Response("2.04")
         return _refusal(NOT_FOUND, "a chunk goes to /u/SID/UNIT")
@@ -294,7 +333,10 @@ class Resources:
 
     async def _take(self, update: wire.Update, message: bytes, device: Device, codes: bytes) -> Response:
         """The receipt, once the update is in the ledger."""
+        member = device.did.hex()
+        self._shares.check(member, time.monotonic())
         self._gateway.gathering.check(codes, update)
+        self._shares.passed(member, time.monotonic())
         metrics = update.metrics
         entry = Entry(
             device.did,

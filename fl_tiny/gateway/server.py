@@ -14,6 +14,7 @@ from typing import Any
 from fl_tiny import config, notify, statedir
 from fl_tiny.errors import ConfigError
 from fl_tiny.gateway.announce import announced, interface_of
+from fl_tiny.gateway.budget import Quiet
 from fl_tiny.gateway.encodings import Encodings
 from fl_tiny.gateway.gather import ExactOptions
 from fl_tiny.gateway.models import Models
@@ -117,7 +118,11 @@ async def _serve(
         on_wrong_key=gateway.identities.wrong_key,
         body_bytes=resources.body_bytes,
         on_busy=resources.put_off,
+        burst=resources.burst,
     )
+    quiet = Quiet()
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(quiet)
 
     def cut(did: bytes) -> None:
         server.drop_identity(did.hex())

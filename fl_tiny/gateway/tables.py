@@ -29,6 +29,7 @@ CREATE TABLE ledger(rid BLOB NOT NULL REFERENCES round(rid), did BLOB NOT NULL R
   signed BLOB NOT NULL, samples INT NOT NULL, status INT NOT NULL, held INT, loss REAL, accuracy REAL, ranges BLOB,
   codes BLOB, consumed_by INT REFERENCES version(number), weight INT, factor INT,
   outlier REAL, PRIMARY KEY(rid, did)) STRICT;
+CREATE INDEX ledger_did ON ledger(did, consumed_by);
 CREATE TABLE gram(did BLOB PRIMARY KEY REFERENCES device(did), samples INT NOT NULL, body BLOB NOT NULL,
   outlier REAL) STRICT;
 CREATE TABLE strategy(name TEXT PRIMARY KEY, numbers BLOB NOT NULL) STRICT;
@@ -78,6 +79,7 @@ ALTER TABLE ledger ADD COLUMN factor INT;
 ALTER TABLE ledger ADD COLUMN outlier REAL;
 ALTER TABLE round ADD COLUMN did BLOB;
 UPDATE round SET did=(SELECT did FROM device WHERE lower(hex(device.did))=why), why=NULL WHERE kind='forget';
+CREATE INDEX ledger_did ON ledger(did, consumed_by);
 """,
 }
 

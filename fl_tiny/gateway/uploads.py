@@ -34,6 +34,11 @@ class Uploads:
                 upload = self._by_device.setdefault(did, _Upload(sid, size))
                 upload.put(at // UNIT, body)
 
+    def is_under_way(self, did: bytes, sid: str) -> bool:
+        """Has a chunk of this upload come, and of no other of the device since?"""
+        upload = self._by_device.get(did)
+        return upload is not None and upload.sid == sid
+
     def put(self, did: bytes, sid: str, unit: int, body: bytes) -> None:
         """Take a chunk that starts at unit ``unit``. Another sid starts the device's upload anew.
 
@@ -49,8 +54,8 @@ class Uploads:
         upload = self._by_device.get(did)
         if upload is None or upload.sid != sid:
             upload = self._anew(did, sid)
-        if upload.put(unit, body):
-            self._chunks.add(did, sid, at, body)
+        for start, new in upload.put(unit, body):
+            self._chunks.add(did, sid, start * UNIT, new)
 
     def held(self, did: bytes, sid: str, raw_sid: bytes, size: int | None = None) -> Held:
         """What has come of the upload ``sid`` and is on the disk. Raises: EnvironmentFault.
@@ -105,8 +110,8 @@ class _Upload:
         self.body = bytearray(size)
         self.bitmap = bytearray(-(-size // UNIT // 8))
 
-    def put(self, unit: int, body: bytes) -> bool:
-        """Whether it brought anything new. Raises: RemoteError."""
+    def put(self, unit: int, body: bytes) -> list[tuple[int, bytes]]:
+        """What was new, as its first unit and its bytes: no unit is written twice. Raises: RemoteError."""
         at = unit * UNIT
         units = range(unit, unit + -(-len(body) // UNIT))
         for u in units:
@@ -114,10 +119,16 @@ class _Upload:
             if self.bitmap[u // 8] >> u % 8 & 1 and self.body[u * UNIT : u * UNIT + len(piece)] != piece:
                 raise RemoteError("other bytes came for the same chunk", code=Code.CONFLICT)
         self.body[at : at + len(body)] = body
-        before = bytes(self.bitmap)
+        new: list[tuple[int, bytes]] = []
         for u in units:
-            self.bitmap[u // 8] |= 1 << u % 8
-        return self.bitmap != before
+            if not self.bitmap[u // 8] >> u % 8 & 1:
+                self.bitmap[u // 8] |= 1 << u % 8
+                piece = body[(u - unit) * UNIT : (u - unit + 1) * UNIT]
+                if new and new[-1][0] * UNIT + len(new[-1][1]) == u * UNIT:
+                    new[-1] = (new[-1][0], new[-1][1] + piece)
+                else:
+                    new.append((u, piece))
+        return new
 
     def is_complete(self, size: int) -> bool:
         return all(self.bitmap[u // 8] >> u % 8 & 1 for u in range(-(-size // UNIT)))

@@ -33,6 +33,8 @@ from fl_tiny.net.coap import Server
 
 log = logging.getLogger(__name__)
 
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
 PAGE = "page.html"
 FRESH_S = 1.0  # a state this young is given to the next viewer too, so that many cost no more than one
 REST = 4  # times as long as a read took: a large ledger (1.2 s at 300,000 updates) gets a fifth of a core at most
@@ -69,7 +71,7 @@ class View:
             if now >= self._good_until:
                 rounds = self._gateway.rounds
                 left_s = None if rounds.rid is None else round(max(0.0, rounds.left_s(now)), 1)
-                online = {did.hex() for did in self._gateway.attendance.online(now)}
+                online = {did.hex() for did in self._gateway.attendance.here(now)}  # heard, whatever they hold
                 traffic = asdict(self._server.counters)
                 self._json = await asyncio.to_thread(self._read, left_s, online, traffic)
                 took_s = time.monotonic() - now
@@ -78,7 +80,7 @@ class View:
 
     def _read(self, left_s: float | None, online: set[str], traffic: dict[str, int]) -> bytes:
         """Runs in a thread: touches nothing of the gateway that changes."""
-        model = ("name", "layers", "parameters", "size", "labels")
+        model = ("name", "counter", "layers", "parameters", "size", "labels")
         with contextlib.closing(Store.open(self._path)) as store:
             state = {
                 "status": {**setup.summary(store, running=True), "published": store.published(), "left_s": left_s},
@@ -110,9 +112,9 @@ async def serve(directory: Path, gateway: Gateway, server: Server, where: tuple[
     """
     sock = await _listener(*where)
     host, port = sock.getsockname()[:2]
-    local = ipaddress.ip_address(host).is_loopback
+    address = ipaddress.ip_address(host.partition("%")[0])
     config = uvicorn.Config(
-        application(View(directory, gateway, server), only_local=local),
+        application(View(directory, gateway, server), Hosts(address, where[0])),
         http=Connection,
         backlog=64,  # asyncio accepts as many in one go, before the first of them is counted
         ws="none",
@@ -130,7 +132,7 @@ async def serve(directory: Path, gateway: Gateway, server: Server, where: tuple[
     try:
         emit("web", {"uri": uri})  # the socket listens already
         log.info("page uri=%s", uri)
-        if not local:
+        if not address.is_loopback:
             log.warning("page open to the network, without authentication: uri=%s", uri)
         await http.serve(sockets=[sock])
     finally:
@@ -140,14 +142,41 @@ async def serve(directory: Path, gateway: Gateway, server: Server, where: tuple[
         sock.close()
 
 
-def application(view: View, *, only_local: bool) -> ASGIApp:
-    """The ASGI application. only_local: answer to loopback's own names alone."""
+class Hosts:
+    """The Host headers that a page answers to: no name that a stranger can point at it is among them.
+
+    Loopback's names; the name that ``--web`` gave; and the address that it listens at or, where that is any address,
+    every address in figures, and this machine's name.
+    """
+
+    def __init__(self, address: Address, name: str) -> None:
+        self._address = address
+        machine = socket.gethostname().lower()
+        own = (machine, machine.partition(".")[0] + ".local") if address.is_unspecified else ()
+        self._names = {"localhost", name.lower().rstrip("."), *own} - {""}
+
+    def take(self, header: str) -> bool:
+        """Is this Host header one of ours? With any port: the page may be reached through a tunnel."""
+        name = re.sub(r":\d{1,5}$", "", header.lower())
+        if name.rstrip(".") in self._names:
+            return True
+        try:
+            asked = ipaddress.ip_address(name[1:-1] if name.startswith("[") else name)
+        except ValueError:
+            return False
+        return asked.is_loopback or self._address.is_unspecified or asked == self._address
+
+
+def application(view: View, hosts: Hosts) -> ASGIApp:
+    """The ASGI application."""
     page = importlib.resources.files(__package__).joinpath(PAGE).read_text(encoding="utf-8")
     policy = POLICY.format(script=_digest(page, "script"), style=_digest(page, "style"))
 
     async def answer(request: Request) -> Response:
-        if only_local and not _names_loopback(request.headers.get("host", "")):
-            return PlainTextResponse("this page answers to the names of loopback only\n", MISDIRECTED)
+        if len(request.headers.getlist("host")) != 1 or not hosts.take(request.headers["host"]):
+            return PlainTextResponse(
+                "this page answers to the addresses and names that it was bound for\n", MISDIRECTED
+            )
         if request.method not in ("GET", "HEAD"):
             return PlainTextResponse("this page is read-only\n", 405, {"allow": "GET, HEAD"})
         match request.scope["path"]:
@@ -165,17 +194,6 @@ def application(view: View, *, only_local: bool) -> ASGIApp:
         await response(scope, receive, send)
 
     return app
-
-
-def _names_loopback(host: str) -> bool:
-    """Is this Host header one that no foreign page can have? A name that an attacker rebinds to us never is."""
-    name = re.sub(r":\d{1,5}$", "", host.lower())  # any port: it may be reached through a tunnel
-    if name == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(name[1:-1] if name.startswith("[") else name).is_loopback
-    except ValueError:
-        return False
 
 
 def _digest(page: str, element: str) -> str:

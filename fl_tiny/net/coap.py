@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from fl_tiny.net.buckets import Buckets
 from fl_tiny.net.bulk import Bodies
 from fl_tiny.net.client import Client
 from fl_tiny.net.dtls import PskLookup
@@ -12,4 +13,7 @@ from fl_tiny.net.patience import SPREAD
 from fl_tiny.net.server import Server
 from fl_tiny.net.sessions import Limits
 
-__all__ = ["SPREAD", "Bodies", "Client", "Counters", "Handler", "Limits", "PskLookup", "Request", "Response", "Server"]
+__all__ = [
+    "SPREAD", "Bodies", "Buckets", "Client", "Counters", "Handler", "Limits", "PskLookup", "Request", "Response",
+    "Server",
+]  # fmt: skip

@@ -7,7 +7,6 @@ One thing stays OpenSSL's own: whether a flight is due again it decides by the s
 from __future__ import annotations
 
 import ctypes
-import hmac
 from collections.abc import Callable
 from typing import Any
 
@@ -50,9 +49,6 @@ class Context:
         first_us, last_us = int(first_retransmit_s * 1e6), int(LAST_RETRANSMIT_S * 1e6)
         self.timer = openssl.Timer(lambda _ssl, last: self._timed(_ssl, min(2 * last, last_us) if last else first_us))
         self._callbacks: list[Any] = []  # ctypes callbacks must live as long as the SSL_CTX that calls them
-        self._listener: Session | None = None
-        self._peer = b""
-        self._secrets = (b"", b"")
         ctx = calls.SSL_CTX_new(getattr(calls, method)())
         assert ctx, "SSL_CTX_new gave nothing"
         self.pointer: int | None = ctx
@@ -109,15 +105,10 @@ class Context:
             ctypes.memmove(key_out, key, len(key))
             return len(key)
 
-        callbacks = (
-            openssl.PskServer(psk),
-            openssl.CookieGenerate(self._make_cookie),
-            openssl.CookieVerify(self._check_cookie),
-        )
+        callbacks = openssl.PskServer(psk), openssl.CookieVerify(lambda _ssl, _cookie, _length: 1)  # see ``accept``
         self._callbacks.extend(callbacks)
         self.calls.SSL_CTX_set_psk_server_callback(self.pointer, callbacks[0])
-        self.calls.SSL_CTX_set_cookie_generate_cb(self.pointer, callbacks[1])
-        self.calls.SSL_CTX_set_cookie_verify_cb(self.pointer, callbacks[2])
+        self.calls.SSL_CTX_set_cookie_verify_cb(self.pointer, callbacks[1])
         return self
 
     def connect(self) -> Session:
@@ -127,34 +118,20 @@ class Context:
         session.advance()
         return session
 
-    def renew_secret(self, secret: bytes) -> None:
-        """Make cookies with ``secret`` (32 random bytes) from now on; cookies of the one before are still accepted."""
-        self._secrets = (secret, self._secrets[0])
-
-    def listen(self, peer: bytes, hello: bytes) -> tuple[list[bytes], Session | None]:
-        """Answer a ClientHello without keeping state: datagrams with a cookie or, once that came back, a session.
-
-        ``peer`` is what the cookie is bound to: address and port.
-        """
-        if self._listener is None or self._listener.pointer is None:
-            self._listener = Session(self)
-            self.calls.SSL_set_accept_state(self._listener.pointer)
-        self._peer, session = peer, self._listener
-        outcome = session.listen(hello)
-        if outcome == 0:
-            return session.take(), None
-        self._listener = None  # a session now, or in no known state after an error
-        if outcome < 0:
+    def accept(self, hello: bytes) -> Session | None:
+        """A server session from a ClientHello whose cookie the caller has found good; None when OpenSSL refuses it."""
+        session = Session(self)
+        self.calls.SSL_set_accept_state(session.pointer)
+        if session.listen(hello) <= 0:
             session.close()
-            return [], None
+            return None
         session.advance()
-        return [], session
+        return session
 
     def close(self) -> None:
         """End every session and free the SSL_CTX. May be called twice."""
         for session in list(self.sessions.values()):
             session.close()
-        self._listener = None
         if self.pointer is not None:
             pointer, self.pointer = self.pointer, None
             self.calls.SSL_CTX_free(pointer)
@@ -164,16 +141,6 @@ class Context:
         if session is not None:
             session.retransmit_s = duration_us / 1e6
         return duration_us
-
-    def _make_cookie(self, _ssl: int, cookie_out: int, length_out: int) -> int:
-        cookie = hmac.digest(self._secrets[0], self._peer, "sha256")
-        ctypes.memmove(cookie_out, cookie, len(cookie))
-        ctypes.c_uint.from_address(length_out).value = len(cookie)
-        return 1
-
-    def _check_cookie(self, _ssl: int, cookie_in: int, length: int) -> int:
-        cookie = ctypes.string_at(cookie_in, length)
-        return int(any(hmac.compare_digest(cookie, hmac.digest(s, self._peer, "sha256")) for s in self._secrets if s))
 
 
 class Session:
@@ -204,19 +171,16 @@ class Session:
         context.sessions[ssl] = self
 
     def listen(self, hello: bytes) -> int:
-        """DTLSv1_listen over one datagram: above 0 when its cookie holds, 0 to go on, below 0 after an error."""
+        """DTLSv1_listen over one ClientHello with a cookie: above 0 when OpenSSL takes it."""
         calls = self.context.calls
         if self.pointer is None:
             return -1
         calls.BIO_write(self._rbio, hello, len(hello))
         client = calls.BIO_ADDR_new()
         try:
-            outcome = int(self._call(calls.DTLSv1_listen, client))
+            return int(self._call(calls.DTLSv1_listen, client))
         finally:
             calls.BIO_ADDR_free(client)
-        if outcome <= 0 and self.pointer is not None:
-            calls.BIO_ctrl(self._rbio, openssl.BIO_CTRL_RESET, 0, None)
-        return outcome
 
     def advance(self) -> bool:
         """Take the handshake as far as what was received allows; whether it is complete."""

@@ -105,24 +105,35 @@ class ServerEndpoint:
 
     def _readable(self) -> None:
         for _ in range(BURST):
-            if self._closed:
-                return
-            try:
-                data, ancillary, flags, address = self._sock.recvmsg(LARGEST_BYTES, ANCILLARY_BYTES)
-            except OSError:  # nothing left, or an error of an earlier datagram
-                return
-            self._counters.datagrams_in += 1
-            self._counters.bytes_in += len(data)
-            if flags & socket.MSG_TRUNC or not data:
-                self._counters.dropped += 1
-                continue
-            peer = Peer(address[0], address[1], address[3] if self._ip6 else 0, local_address(ancillary))
-            before = self._table.dropped
-            self._carry_out(self._table.receive(peer, data, self._loop.time()))
-            self._counters.dropped += self._table.dropped - before
-            self._counters.cookies = self._table.cookies
+            if not self._read_one():
+                break
+        self._arm()
+
+    def _read_one(self) -> bool:
+        """Whether there was a datagram."""
+        if self._closed:
+            return False
+        try:
+            data, ancillary, flags, address = self._sock.recvmsg(LARGEST_BYTES, ANCILLARY_BYTES)
+        except OSError:  # nothing left, or an error of an earlier datagram
+            return False
+        self._counters.datagrams_in += 1
+        self._counters.bytes_in += len(data)
+        if flags & socket.MSG_TRUNC or not data:
+            self._counters.dropped += 1
+            return True
+        peer = Peer(address[0], address[1], address[3] if self._ip6 else 0, local_address(ancillary))
+        before = self._table.dropped
+        self._tell(self._table.receive(peer, data, self._loop.time()))
+        self._counters.dropped += self._table.dropped - before
+        self._counters.cookies = self._table.cookies
+        return True
 
     def _carry_out(self, events: list[Event]) -> None:
+        self._tell(events)
+        self._arm()
+
+    def _tell(self, events: list[Event]) -> None:
         for event in events:
             match event:
                 case Datagram(peer, data):
@@ -138,7 +149,6 @@ class ServerEndpoint:
                     self._counters.handshakes_failed += 1
                     self._counters.no_cipher += why == NO_CIPHER
                     self._owner.failed(identity, wrong_key)
-        self._arm()
 
     def _transmit(self, peer: Peer, data: bytes) -> None:
         try:

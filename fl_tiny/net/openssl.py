@@ -43,7 +43,6 @@ SSL_OP_NO_COMPRESSION = 1 << 17
 SSL_OP_CIPHER_SERVER_PREFERENCE = 1 << 22
 SSL_OP_NO_RENEGOTIATION = 1 << 30
 
-BIO_CTRL_RESET = 1
 BIO_CTRL_PENDING = 10
 BIO_C_SET_BUF_MEM_EOF_RETURN = 130
 
@@ -51,7 +50,6 @@ SSL_R_NO_SHARED_CIPHER = 193
 SSL_AD_REASON_OFFSET = 1000  # an alert of the peer is the reason 1000 + its number
 ERR_REASON_MASK = 0x7FFFFF
 
-CookieGenerate = CFUNCTYPE(c_int, c_void_p, c_void_p, c_void_p)
 CookieVerify = CFUNCTYPE(c_int, c_void_p, c_void_p, c_uint)
 PskServer = CFUNCTYPE(c_uint, c_void_p, c_char_p, c_void_p, c_uint)
 PskClient = CFUNCTYPE(c_uint, c_void_p, c_char_p, c_void_p, c_uint, c_void_p, c_uint)
@@ -67,7 +65,6 @@ _SSL: dict[str, tuple[Any, list[Any]]] = {
     "SSL_CTX_free": (None, [c_void_p]),
     "SSL_CTX_new": (c_void_p, [c_void_p]),
     "SSL_CTX_set_cipher_list": (c_int, [c_void_p, c_char_p]),
-    "SSL_CTX_set_cookie_generate_cb": (None, [c_void_p, CookieGenerate]),
     "SSL_CTX_set_cookie_verify_cb": (None, [c_void_p, CookieVerify]),
     "SSL_CTX_set_options": (c_uint64, [c_void_p, c_uint64]),
     "SSL_CTX_set_psk_client_callback": (None, [c_void_p, PskClient]),

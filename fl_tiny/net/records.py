@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DTLS records from outside: where one ends, its epoch, whether it is a ClientHello, how many fit a datagram."""
+"""DTLS records from outside: where one ends, its epoch, a ClientHello read, how many fit a datagram."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 DATAGRAM_BYTES = 1232  # IPv6's minimum MTU of 1,280 less 40 (IPv6) and 8 (UDP)
+HANDSHAKE = b"\x16"  # the first byte of a record
 RECORD_HEADER_BYTES = 13  # RFC 6347 section 4.1
+_HANDSHAKE_HEADER_BYTES = 12
+_HELLO_AT = RECORD_HEADER_BYTES + _HANDSHAKE_HEADER_BYTES
+_LEAST_HELLO_BYTES = 42  # version 2, random 32, no session id 1, no cookie 1, one suite 4, one method 2
 
 
 def records(stream: bytes) -> Iterator[bytes]:
@@ -37,13 +42,54 @@ def epoch(record: bytes) -> int:
     return int.from_bytes(record[3:5], "big")
 
 
-def hello_random(datagram: bytes) -> bytes:
-    """The 32 random bytes of a whole ClientHello in epoch 0 at the datagram's start; empty when it starts otherwise."""
-    hello = (
-        len(datagram) >= 59  # record header 13, handshake header 12, version 2, random 32
-        and datagram[0] == 22  # content type handshake
-        and epoch(datagram) == 0
-        and datagram[13] == 1  # client_hello
-        and datagram[14:17] == datagram[22:25]  # one fragment holds the whole message, RFC 6347 section 4.2.2
-    )
-    return datagram[27:59] if hello else b""
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """A ClientHello. bound: what the client must repeat when it returns a cookie, RFC 6347 section 4.2.1."""
+
+    random: bytes
+    cookie: bytes
+    bound: bytes
+    sequence: bytes  # number of its record
+
+
+def read_hello(datagram: bytes) -> Hello | None:
+    """The whole ClientHello in epoch 0 that a datagram is; None when it is anything else.
+
+    Source: RFC 6347 sections 4.1, 4.2.1 and 4.2.2, RFC 5246 section 7.4.1.2; extensions are read by OpenSSL alone.
+    """
+    body = datagram[_HELLO_AT:]
+    size = len(body).to_bytes(3, "big")
+    if (
+        len(body) < _LEAST_HELLO_BYTES
+        or datagram[:2] != HANDSHAKE + b"\xfe"  # of DTLS
+        or datagram[3:5] != bytes(2)
+        or datagram[11:13] != (len(body) + _HANDSHAKE_HEADER_BYTES).to_bytes(2, "big")
+        or datagram[13:17] != b"\x01" + size  # client_hello
+        or datagram[19:25] != bytes(3) + size  # in one fragment
+        or body[0] != 0xFE
+    ):
+        return None
+    session_end = 35 + body[34]
+    cookie_end = session_end + 1 + body[session_end] if session_end < len(body) else len(body)
+    suites_end = cookie_end + 2 + int.from_bytes(body[cookie_end : cookie_end + 2], "big")
+    methods_end = suites_end + 1 + body[suites_end] if suites_end < len(body) else len(body) + 1
+    extensions = int.from_bytes(body[methods_end : methods_end + 2], "big")
+    if (
+        body[34] > 32
+        or suites_end - cookie_end < 4
+        or suites_end & 1 != cookie_end & 1
+        or methods_end - suites_end < 2
+        or methods_end > len(body)
+        or (methods_end != len(body) and methods_end + 2 + extensions != len(body))
+    ):
+        return None
+    bound = body[:session_end] + body[cookie_end:methods_end]
+    return Hello(body[2:34], body[session_end + 1 : cookie_end], bound, datagram[5:11])
+
+
+def hello_verify_request(hello: Hello, cookie: bytes) -> bytes:
+    """The datagram that answers a ClientHello with a cookie, in the version that RFC 6347 section 4.2.1 asks for."""
+    body = b"\xfe\xff" + bytes([len(cookie)]) + cookie
+    size = len(body).to_bytes(3, "big")
+    message = b"\x03" + size + bytes(5) + size + body
+    return b"\x16\xfe\xff\0\0" + hello.sequence + len(message).to_bytes(2, "big") + message

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fl_tiny.net import transport
 from fl_tiny.net.assembly import Assembly
+from fl_tiny.net.budget import Budget, Verdict
 from fl_tiny.net.dtls import PskLookup
 from fl_tiny.net.endpoint import Counters, ServerEndpoint
 from fl_tiny.net.messages import Handler, Request, Response, block1_of, cut, from_response, refusal, to_request
@@ -22,7 +24,10 @@ log = logging.getLogger(__name__)
 
 PAYLOAD_BYTES = 4096  # largest request body a server takes
 HANDLERS = 512  # requests being handled at a time; more are told to come back
+HANDLERS_EACH = 32  # of these for one identity; our own clients have at most 16 requests in flight
+BURST = 8192  # requests of one identity at once
 BUSY_S = 5
+DEAF_S = 1.0  # to an identity that goes on asking after it was told to wait
 HANDLERS_S = 2.0  # for what is being handled when the server closes
 
 
@@ -58,6 +63,7 @@ class Server:
     _interface: transport.Interface
     _context: Any
     _noise: Noise
+    _budget: Budget
     _timer: asyncio.TimerHandle
 
     def __init__(self, handler: Handler, payload_bytes: int, lan_timing: bool) -> None:
@@ -69,6 +75,8 @@ class Server:
         self._body_bytes: Callable[[str], int] = lambda identity: 0
         self._watched: dict[transport.Remote, _Watch] = {}  # one a session
         self._running: set[asyncio.Future[Response]] = set()
+        self._at_work: Counter[str] = Counter()  # of these, by identity
+        self._burst: Callable[[], float] = lambda: BURST
         self._on_wrong_key: Callable[[str], None] | None = None
         self._on_busy: Callable[[str, float], None] = lambda identity, seconds: None
         self.fault: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -88,12 +96,14 @@ class Server:
         on_wrong_key: Callable[[str], None] | None = None,
         body_bytes: Callable[[str], int] | None = None,
         on_busy: Callable[[str, float], None] | None = None,
+        burst: Callable[[], float] | None = None,
     ) -> Server:
         """A server that answers until ``close``.
 
         ``on_wrong_key`` is told the identity of each handshake that used another key than the one ``lookup`` gave.
         ``body_bytes`` says how much an identity may send in blocks; without it nobody may.
         ``on_busy`` is told who was asked to come again, by 5.03, and in how many seconds.
+        ``burst`` says how many requests an identity may make at once; asked when a session begins.
         What ``handler`` raises is our own fault: the peer gets 5.00, and ``fault`` the first such exception.
         Raises: ConfigError for ``bind``; EnvironmentFault when the address or OpenSSL cannot be had.
         """
@@ -101,9 +111,12 @@ class Server:
         self._on_wrong_key = on_wrong_key
         self._body_bytes = body_bytes or self._body_bytes
         self._on_busy = on_busy or self._on_busy
+        self._burst = burst or self._burst
+        limits = limits or Limits()
+        self._budget = Budget(limits.requests_per_s, self._burst())
         host = split_address(bind)[0]
         self._context, self._interface = await transport.attach(self._answer, self._later)
-        self._endpoint = ServerEndpoint(bound_socket(bind), lookup, limits or Limits(), constrained_peers, self)
+        self._endpoint = ServerEndpoint(bound_socket(bind), lookup, limits, constrained_peers, self)
         self._noise = Noise(self.counters)
         self._listen()
         shown = "localhost" if host in ("::", "0.0.0.0") else f"[{host}]" if ":" in host else host  # noqa: S104
@@ -166,18 +179,26 @@ class Server:
     def opened(self, who: Association) -> None:
         """Called by the endpoint: a peer is authenticated."""
         host = f"[{who.peer.host}]:{who.peer.port}"
+        self._budget.allow(self._burst())
         write = lambda data: self._endpoint.send(who, data)  # noqa: E731 - a closure over one association
         self._remotes[who] = transport.Remote(write, host, ServerSession(who))
 
     def received(self, who: Association, data: bytes) -> None:
         """Called by the endpoint: one message of an authenticated peer."""
         remote = self._remotes.get(who)
-        if remote is not None and not self._interface.receive(remote, data):
+        if remote is None:
+            return
+        now = asyncio.get_running_loop().time()
+        verdict = self._budget.judge(who.session.identity, now)
+        if verdict is Verdict.DROP:
+            who.deaf_until = now + DEAF_S
+        if verdict is Verdict.DROP or not self._interface.receive(remote, data):
             self.counters.dropped += 1
 
     def closed(self, who: Association, why: str) -> None:
         """Called by the endpoint: an authenticated session has ended."""
         remote = self._remotes.pop(who)
+        self._budget.forget(who.session.identity)
         # One step later: aiocoap ends what it serves for this peer, also what came with the close and has not begun.
         asyncio.get_running_loop().call_soon(self._interface.gone, remote, why)
 
@@ -192,9 +213,11 @@ class Server:
         self._timer = asyncio.get_running_loop().call_later(EVERY_S, self._listen)
 
     async def _answer(self, received: Any) -> Any:
-        refused = refusal(received, self._payload_bytes)
-        if refused is None and len(self._running) >= HANDLERS:
-            refused = self._busy(received.remote.session.identity)
+        refused, identity = refusal(received, self._payload_bytes), received.remote.session.identity
+        if refused is None and (
+            len(self._running) >= HANDLERS or self._at_work[identity] >= HANDLERS_EACH or self._budget.is_over(identity)
+        ):
+            refused = self._busy(identity)
         if refused is not None:
             return from_response(refused, self._timing)
         remote, block1 = received.remote, block1_of(received)
@@ -239,11 +262,18 @@ class Server:
         finally:
             del self._watched[remote]
 
+    def _done(self, task: asyncio.Future[Response], identity: str) -> None:
+        self._running.discard(task)
+        self._at_work[identity] -= 1
+        if not self._at_work[identity]:
+            del self._at_work[identity]
+
     async def _handled(self, request: Request) -> Response:
         """What the handler answers, or 5.00 when it raises."""
         task = asyncio.ensure_future(self._handler(request))
         self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        self._at_work[request.identity] += 1
+        task.add_done_callback(lambda task: self._done(task, request.identity))
         session = request.session
         try:  # shielded: the peer may go, or ask again, while the handler writes; it is never cut short
             return await asyncio.shield(task)

@@ -1,24 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """A DTLS server's associations: who may have one, for how long, and which gives way to which; no socket and no clock.
 
-The rules are those of docs/protocol.md section 4.1: no state before a cookie came back, a new handshake from a known
-address runs beside the old association until it is authenticated, and everything is bounded.
+The rules are those of docs/protocol.md, "DTLS": no state before a cookie came back and its address has a share left, a
+new handshake from a known address runs beside the old association until it is authenticated, everything is bounded.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from ipaddress import IPv6Address, ip_address
 
+from fl_tiny.net.door import Cookies, Shares, prefix_of
 from fl_tiny.net.dtls import PAIRING, Context, PskLookup, Session
-from fl_tiny.net.records import epoch, hello_random, records
+from fl_tiny.net.records import HANDSHAKE, Hello, epoch, read_hello, records
 
 HANDSHAKE_S = 15.0
-SECRET_S = 600.0  # a cookie holds for 10 to 20 minutes
-PREFIXES = 4096  # address prefixes whose rate is remembered; each has shown that it receives what we send
-_SECRET_BYTES = 32
+GRACE_S = 3.0  # a handshake does not give way to another of its own address before (guess: a lost flight, and again)
 _EARLY_S = 0.05  # our timer ran before OpenSSL's clock agreed: ask again after this
 
 
@@ -26,11 +24,12 @@ _EARLY_S = 0.05  # our timer ran before OpenSSL's clock agreed: ask again after 
 class Limits:
     """What a server spends on its peers."""
 
-    handshakes: int = 256  # in flight
-    handshakes_per_s: float = 50.0  # new ones per /24 or /64
-    pairings_per_s: float = 1.0  # handshakes on pairing identities, in all
+    handshakes: int = 256  # in flight; half of them from one address
+    handshakes_per_s: float = 50.0  # new ones per /24 or /64; see ``Shares`` for one address
+    pairings_per_s: float = 1.0  # handshakes on pairing identities per /24 or /64
     sessions: int = 64
     idle_s: float = 300.0
+    requests_per_s: float = 500.0  # of one identity; more at once, so that the longest body passes at full speed
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +46,6 @@ class Peer:
         """What a cookie is bound to."""
         return f"{self.host} {self.port} {self.scope} ".encode() + self.local
 
-    @property
-    def prefix(self) -> bytes:
-        """The /24 of an IPv4 address, the /64 of an IPv6 one."""
-        address = ip_address(self.host.partition("%")[0])
-        if isinstance(address, IPv6Address):
-            if address.ipv4_mapped is None:
-                return address.packed[:8]
-            address = address.ipv4_mapped
-        return address.packed[:3]
-
 
 @dataclass(slots=True, eq=False)
 class Association:
@@ -68,6 +57,7 @@ class Association:
     born: float
     heard: float  # when the last authenticated record came
     retransmit_at: float
+    deaf_until: float = 0.0  # what comes before is not even decrypted: its peer does not wait as it was told
     tried: bool = False  # a protected record came before the handshake was complete
 
 
@@ -129,13 +119,14 @@ class Table:
         self.limits = limits
         self.cookies = 0  # ClientHellos answered without keeping anything
         self.dropped = 0  # datagrams that nobody wanted, and handshakes beyond a bound
-        self._lookup, self._random_bytes = lookup, random_bytes
+        self._lookup = lookup
         self._context = Context.server(self._find_key, constrained_peers)
         self._live: OrderedDict[Peer, Association] = OrderedDict()  # least recently heard first
         self._candidates: dict[Peer, Association] = {}  # oldest first
-        self._rates: OrderedDict[bytes, tuple[float, float]] = OrderedDict()  # prefix -> tokens, when
-        self._now = self._secret_at = now
-        self._context.renew_secret(random_bytes(_SECRET_BYTES))
+        self._cookies = Cookies(random_bytes, now)
+        self._shares, self._pairings = Shares(limits.handshakes_per_s), Shares(limits.pairings_per_s)
+        self._now = now
+        self._host = ""  # of the handshake that OpenSSL is at work on
 
     def __len__(self) -> int:
         return len(self._live)
@@ -154,9 +145,12 @@ class Table:
         """What one datagram led to."""
         self._now = now
         candidate, live = self._candidates.get(peer), self._live.get(peer)
-        random = hello_random(datagram)
-        if random and not any(known and known.random == random for known in (candidate, live)):
-            return self._knock(peer, datagram, random)
+        if live is not None and now < live.deaf_until and candidate is None and datagram[:1] != HANDSHAKE:
+            self.dropped += 1
+            return []
+        hello = read_hello(datagram)
+        if hello and not any(known and known.random == hello.random for known in (candidate, live)):
+            return self._knock(peer, datagram, hello)
         events: list[Event] = []
         protected = b"".join(r for r in records(datagram) if epoch(r) > 0)
         if candidate is not None:
@@ -223,31 +217,47 @@ class Table:
             times.append(next(iter(self._live.values())).heard + self.limits.idle_s)
         return min(times, default=None)
 
-    def _knock(self, peer: Peer, hello: bytes, random: bytes) -> list[Event]:
-        if self._now >= self._secret_at + SECRET_S:
-            if self._now >= self._secret_at + 2 * SECRET_S:  # the last secret is too old to be the one before
-                self._context.renew_secret(self._random_bytes(_SECRET_BYTES))
-            self._context.renew_secret(self._random_bytes(_SECRET_BYTES))
-            self._secret_at = self._now
-        answer, session = self._context.listen(peer.key, hello)
-        if session is None:
-            self.dropped += not answer
-            self.cookies += bool(answer)
-            return [Datagram(peer, data) for data in answer]
+    def _knock(self, peer: Peer, datagram: bytes, hello: Hello) -> list[Event]:
+        """A ClientHello of nobody who is known here: the cheap questions first, OpenSSL last."""
+        if not self._cookies.holds(peer.key, hello, self._now):
+            self.cookies += 1
+            return [Datagram(peer, self._cookies.question(peer.key, hello, self._now))]
         replaced = self._candidates.get(peer)
-        full = len(self._candidates) >= self.limits.handshakes and replaced is None
-        if full or not self._admit(peer.prefix, self.limits.handshakes_per_s):
-            session.close()
+        if (
+            self._cookies.spent(hello)
+            or not self._shares.admits(peer.host, self._now)
+            or not (replaced or self._has_room(peer.host))
+        ):
+            self.dropped += 1  # its cookie is good for when there is room
+            return []
+        self._cookies.spend(hello, self._now)
+        session = self._context.accept(datagram)
+        if session is None:
             self.dropped += 1
             return []
         if replaced is not None:
             self._forget(replaced)
-        who = Association(peer, session, random, self._now, self._now, self._now + session.retransmit_s)
+        who = Association(peer, session, hello.random, self._now, self._now, self._now + session.retransmit_s)
         self._candidates[peer] = who
         return self._feed_candidate(who, b"")
 
+    def _has_room(self, host: str) -> bool:
+        """May an address have one more handshake in flight? One of those that have the most gives way to it."""
+        held = Counter(peer.host for peer in self._candidates)
+        if held[host] < self.limits.handshakes / 2 and len(self._candidates) < self.limits.handshakes:
+            return True
+        prefixes = Counter(map(prefix_of, held.elements()))
+        most = max(held, key=lambda other: (held[other], prefixes[prefix_of(other)]))
+        if held[host] >= min(held[most], self.limits.handshakes / 2):
+            most = host
+        oldest = next(who for peer, who in self._candidates.items() if peer.host == most)
+        if most == host and self._now < oldest.born + GRACE_S:
+            return False
+        self._forget(oldest)
+        return True
+
     def _feed_candidate(self, who: Association, datagram: bytes) -> list[Event]:
-        session = who.session
+        session, self._host = who.session, who.peer.host
         messages = session.receive(datagram) if datagram else []
         events = self._sent(who)
         if self._candidates.get(who.peer) is not who:  # dropped by a look-up that revoked it
@@ -300,16 +310,6 @@ class Table:
         return [a for a in self._live.values() if a.session.identity == identity]
 
     def _find_key(self, identity: str) -> bytes | None:
-        if identity.startswith(PAIRING) and not self._admit(PAIRING.encode(), self.limits.pairings_per_s):
+        if identity.startswith(PAIRING) and not self._pairings.admits(self._host, self._now):
             return None
         return self._lookup(identity)
-
-    def _admit(self, prefix: bytes, per_s: float) -> bool:
-        """Take a token of a bucket that holds one second's worth, at least one."""
-        most = max(1.0, per_s)
-        tokens, when = self._rates.pop(prefix, (most, self._now))
-        tokens = min(most, tokens + (self._now - when) * per_s)
-        self._rates[prefix] = (tokens - 1 if tokens >= 1 else tokens, self._now)
-        while len(self._rates) > PREFIXES:
-            self._rates.popitem(last=False)
-        return tokens >= 1

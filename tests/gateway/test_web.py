@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import hashlib
@@ -17,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,6 +26,12 @@ from urllib.parse import urlsplit
 import pytest
 
 pytest.importorskip("uvicorn", reason="the page needs the extra [gateway]")
+
+from fl_tiny import statedir
+from fl_tiny.device.layout import PSK
+from fl_tiny.device.link import Link
+from fl_tiny.gateway.web import Hosts
+from fl_tiny.protocol import wire
 
 MODEL = Path(__file__).parents[1] / "models" / "silabs" / "tflite_micro_magic_wand.tflite"
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -236,14 +244,59 @@ def test_an_address_in_use_ends_the_gateway_with_a_hint(tmp_path: Path) -> None:
     end(start(tmp_path / "again").process)  # nothing was left behind that another gateway would meet
 
 
-def test_a_page_open_to_the_network_says_so_and_takes_any_name(tmp_path: Path) -> None:
-    running = start(tmp_path / "gw", "0.0.0.0:0")
+@pytest.mark.parametrize("web", ["0.0.0.0:0", "[::]:0"])
+def test_a_page_open_to_the_network_says_so_and_answers_to_addresses_and_its_machines_name(
+    tmp_path: Path, web: str
+) -> None:
+    running = start(tmp_path / "gw", web)
+    machine = socket.gethostname()
     try:
         running.host = "127.0.0.1"
-        assert running.ask("/healthz", Host="gateway.example")[0].status == 200
+        for name in ("192.0.2.7:8080", "[2001:db8::7]:80", "localhost:1", machine, f"{machine.upper()}:8080"):
+            assert running.ask("/healthz", Host=name)[0].status == 200, name
+        for name in ("gateway.example", "192.0.2.7.example", f"{machine}.evil.example", "[2001:db8::7", "", "0x7f.1"):
+            assert running.ask("/state.json", Host=name)[0].status == 421, name
     finally:
         log = end(running.process)
     assert "WARNING" in log and "without authentication" in log
+
+
+def test_a_page_bound_to_one_address_or_name_answers_to_it_and_to_loopbacks_names() -> None:
+    lan, v6 = (
+        Hosts(ip_address(text), name) for text, name in (("192.0.2.7", "gate.lan"), ("2001:db8::7", "2001:db8::7"))
+    )
+    for host in ("192.0.2.7", "192.0.2.7:8080", "gate.lan:80", "GATE.LAN.", "127.0.0.1", "localhost"):
+        assert lan.take(host), host
+    for host in ("192.0.2.8", "other.lan", "gate.lan.evil.example", "[::ffff:192.0.2.9]", socket.gethostname(), ""):
+        assert not lan.take(host), host
+    assert v6.take("[2001:db8::7]:8080") and v6.take("[2001:DB8:0::7]") and not v6.take("[2001:db8::8]")
+
+
+def test_two_hosts_in_one_request_are_refused(gateway: Running) -> None:
+    with socket.create_connection((gateway.host, gateway.port)) as link:
+        link.sendall(b"GET /state.json HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\nConnection: close\r\n\r\n")
+        assert link.recv(100).split()[1] in (b"400", b"421")
+
+
+def test_a_device_that_was_heard_is_online_whichever_model_it_holds(tmp_path: Path) -> None:
+    running, device = start(tmp_path / "gw"), tmp_path / "device"
+    try:
+        fl_tiny("device", "enroll", device, "--code", fl_tiny("gateway", "pair", running.directory)["code"])
+        uri = urlsplit(fl_tiny("gateway", "status", running.directory)["uri"])
+
+        async def hold_another() -> None:
+            did = bytes.fromhex(fl_tiny("device", "status", device)["id"])
+            assert uri.hostname and uri.port
+            link = await Link.open((uri.hostname, uri.port), did.hex(), statedir.read_secret(device, PSK))
+            await link.heartbeat(wire.Heartbeat(0, 12, model=7))
+            await link.close()
+
+        asyncio.run(hold_another())
+        wait_until(lambda: running.state()["devices"][0]["model"] == 7)
+        state = running.state()
+        assert state["devices"][0]["online"] and state["model"]["counter"] == 1
+    finally:
+        end(running.process)
 
 
 def test_strangers_who_never_ask_take_neither_the_page_nor_the_descriptors(gateway: Running) -> None:

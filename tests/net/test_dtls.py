@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fl_tiny.errors import EnvironmentFault
 from fl_tiny.net import openssl
 from fl_tiny.net.dtls import FORWARD_SECRET, PLAINTEXT_BYTES, Context
-from fl_tiny.net.records import DATAGRAM_BYTES, coalesced, epoch, hello_random, records
+from fl_tiny.net.records import DATAGRAM_BYTES, Hello, coalesced, epoch, hello_verify_request, read_hello, records
 from fl_tiny.net.sessions import Closed, Failed, Limits, Opened, Received
 
 
@@ -253,13 +253,11 @@ def test_a_lookup_that_closes_the_session_it_was_called_from_is_survived() -> No
         return KEY
 
     context = Context.server(revoke)
-    context.renew_secret(bytes(32))
     device = client()
     [hello] = device.take()
-    [cookie], _ = context.listen(b"peer", hello)
-    device.receive(cookie)
+    device.receive(hello_verify_request(whole(hello), bytes(32)))
     [hello] = device.take()
-    _, session = context.listen(b"peer", hello)
+    session = context.accept(hello)
     assert session is not None and list(context.sessions.values()) == [session]
     for data in session.take():
         device.receive(data)
@@ -292,7 +290,47 @@ def test_records_are_split_and_joined_without_loss(bodies: list[bytes]) -> None:
 @given(st.binary(max_size=200))
 def test_noise_is_no_hello_and_splits_without_error(noise: bytes) -> None:
     assert len(b"".join(records(noise))) <= len(noise)
-    assert len(hello_random(noise)) in (0, 32)
+    assert read_hello(noise) is None
+
+
+def whole(datagram: bytes) -> Hello:
+    hello = read_hello(datagram)
+    assert hello is not None
+    return hello
+
+
+@given(st.data())
+def test_a_hello_is_read_whole_or_not_at_all(data: st.DataObject) -> None:
+    [first] = client().take()
+    body = bytes.fromhex("fefd") + bytes(range(32))
+    session, cookie = data.draw(st.binary(max_size=32)), data.draw(st.binary(max_size=255))
+    suites, methods = data.draw(st.binary(min_size=1, max_size=40)) * 2, data.draw(st.binary(min_size=1, max_size=9))
+    extensions = data.draw(st.one_of(st.just(b""), st.binary(max_size=99).map(lambda e: len(e).to_bytes(2, "big") + e)))
+    before = body + bytes([len(session)]) + session
+    after = len(suites).to_bytes(2, "big") + suites + bytes([len(methods)]) + methods
+    body = before + bytes([len(cookie)]) + cookie + after + extensions
+
+    def framed(body: bytes) -> bytes:
+        size = len(body).to_bytes(3, "big")
+        return first[:11] + (len(body) + 12).to_bytes(2, "big") + b"\x01" + size + bytes(5) + size + body
+
+    made = framed(body)
+    assert read_hello(made) == Hello(bytes(range(32)), cookie, before + after, first[5:11])
+    for cut in (data.draw(st.integers(1, len(made))), 1):
+        assert read_hello(made[:-cut]) is None
+    assert read_hello(made + data.draw(st.binary(min_size=1, max_size=20))) is None
+    shorter = len(body) - data.draw(st.integers(1, len(body)))
+    assert read_hello(framed(body[:shorter])) in (None, Hello(bytes(range(32)), cookie, before + after, first[5:11]))
+    assert len(hello_verify_request(whole(made), bytes(32))) < len(made)
+
+
+def test_openssl_and_our_reading_of_its_hello_agree() -> None:
+    device = client()
+    [first] = device.take()
+    device.receive(hello_verify_request(whole(first), bytes(range(32))))
+    [second] = device.take()
+    assert whole(second).cookie == bytes(range(32)) and whole(second).bound == whole(first).bound
+    assert whole(first).cookie == b"" and whole(first).random == first[27:59]
 
 
 @settings(max_examples=20)

@@ -53,15 +53,76 @@ def test_a_cookie_is_good_for_one_address_only() -> None:
     assert server.handshakes == 1
 
 
-@pytest.mark.parametrize(("later", "good"), [(599.0, True), (1199.0, True), (1300.0, False)])
-def test_a_cookie_lives_for_ten_to_twenty_minutes(later: float, good: bool) -> None:
-    server, session = table(), client()
+def returned(server: Table, session: Session, peer: Peer = HOME, now: float = 0.0) -> bytes:
+    """The ClientHello with the cookie that the server gave for it."""
     [hello] = session.take()
-    [cookie] = sent(server.receive(HOME, hello, 0.0))
+    [cookie] = sent(server.receive(peer, hello, now))
     session.receive(cookie)
     [hello] = session.take()
+    return hello
+
+
+@pytest.mark.parametrize(("later", "good"), [(29.0, True), (59.0, True), (60.5, False), (100.0, False)])
+def test_a_cookie_lives_for_half_a_minute_to_a_minute(later: float, good: bool) -> None:
+    server, session = table(), client()
+    hello = returned(server, session)
+    step(server, client(), Peer("198.51.100.9", 1), 29.9)  # somebody knocks in between
     server.receive(HOME, hello, later)
     assert server.handshakes == int(good)
+
+
+def test_a_cookie_is_good_for_the_hello_it_was_made_for() -> None:
+    server = table(limits=Limits(handshakes_per_s=1000))
+    hello = returned(server, client())
+    for at in (27, 58, 95, 98):  # random, random, the first suites
+        other = bytearray(hello)
+        other[at] ^= 1
+        assert len(sent(server.receive(HOME, bytes(other), 0.0))) == 1, "another cookie, and no handshake"
+    assert server.handshakes == 0
+
+
+def test_a_cookie_is_good_for_one_handshake() -> None:
+    server = table()
+    first, second = returned(server, client(key=b"no" * 8)), returned(server, client(key=b"no" * 8))
+    server.receive(HOME, first, 1.0)
+    server.receive(HOME, second, 1.0)  # takes its place
+    for later in (1.1, 14.0, 16.0, 59.0):
+        server.tick(later)
+        assert server.receive(HOME, first, later) == []
+        assert server.handshakes == (later < 15)
+
+
+def test_replays_and_hellos_without_a_cookie_spend_no_share_and_leave_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    server, device = table(limits=Limits(handshakes_per_s=8)), client()
+    hello = returned(server, device)
+    server.receive(HOME, hello, 0.0)
+    asked: list[str] = []
+    monkeypatch.setattr(server._context, "accept", lambda hello: asked.append("OpenSSL"))
+    used = len(server._shares._own), len(server._shares._prefix)
+    for n in range(2000):
+        server.receive(Peer(f"203.0.{n % 250}.1", 5), client_hello(n), 0.0)
+        server.receive(Peer(HOME.host, 9), hello, 0.0)
+    assert asked == [] and server.handshakes == 1
+    assert (len(server._shares._own), len(server._shares._prefix)) == used == (1, 1)
+
+
+def client_hello(n: int, hello: list[bytes] = []) -> bytes:  # noqa: B006 - made once
+    hello = hello or client().take()
+    return hello[0][:27] + n.to_bytes(32, "big") + hello[0][59:]
+
+
+def test_used_cookies_are_remembered_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fl_tiny.net.door.USED", 8)
+    server = table(limits=Limits(handshakes_per_s=1000))
+    old = [returned(server, client(), Peer("192.0.2.1", n + 1)) for n in range(30)]
+    for n, hello in enumerate(old):
+        server.receive(Peer("192.0.2.1", n + 1), hello, 0.0)
+        assert sum(len(used) for _, used in server._cookies._periods) <= 16
+    assert server.handshakes == 16, "cookies of two secrets were good, those after these have to be asked for anew"
+    for n, hello in enumerate(old):
+        server.tick(20.0)
+        server.receive(Peer("192.0.2.1", n + 1), hello, 20.0)
+    assert server.handshakes == 0
 
 
 def test_anything_but_a_hello_from_an_unknown_address_is_dropped_and_counted() -> None:
@@ -160,31 +221,72 @@ def test_handshakes_in_flight_are_bounded_and_end_by_time() -> None:
     server = table(limits=Limits(handshakes=8, handshakes_per_s=1000))
     for n in range(20):
         half_open(server, Peer("192.0.2.1", n + 1))
-    assert server.handshakes == 8 and server.dropped == 12
+    assert server.handshakes == 4 and server.dropped == 16, "an address has half of the table"
+    for n in range(20):
+        half_open(server, Peer(f"198.51.100.{n}", 1))
+    assert server.handshakes == 8
     assert len(told(server.tick(15.0))) == 8 and server.handshakes == 0
     opened(server, client(), now=16.0)
 
 
-def test_a_prefix_gets_its_share_of_handshakes_and_another_prefix_its_own() -> None:
-    server = table(limits=Limits(handshakes_per_s=5))
-    for n in range(20):
+def test_in_a_full_table_the_address_with_the_most_in_flight_gives_way() -> None:
+    server = table(limits=Limits(handshakes=8, handshakes_per_s=1000))
+    hosts = ["192.0.2.9"] * 4 + ["192.0.2.8"] * 3 + ["192.0.2.7"]
+    for n, host in enumerate(hosts):
+        half_open(server, Peer(host, n + 1))
+    for n in range(3):
+        opened(server, client("dev"), Peer(f"192.0.2.{n + 1}", 1))
+    assert [peer.host for peer in server._candidates] == ["192.0.2.9"] * 3 + ["192.0.2.8"] * 3 + ["192.0.2.7"]
+    assert all(peer.port > 1 for peer in server._candidates), "its oldest"
+
+
+def test_a_handshake_gives_way_to_another_of_its_own_address_when_it_has_had_its_time() -> None:
+    server = table(limits=Limits(handshakes=8, handshakes_per_s=1000))
+    for n in range(4):
+        half_open(server, Peer("192.0.2.9", n + 1))
+    fifth = Peer("192.0.2.9", 5)
+    hello = returned(server, client(), fifth, 2.9)
+    server.receive(fifth, hello, 2.9)
+    assert server.handshakes == 4 and fifth not in server._candidates
+    server.receive(fifth, hello, 3.0)  # sent again
+    assert server.handshakes == 4 and fifth in server._candidates
+
+
+def test_an_address_alone_has_its_prefixs_whole_rate_and_beside_others_a_share() -> None:
+    server = table(limits=Limits(handshakes_per_s=16, handshakes=10_000))
+    for n in range(100):
         half_open(server, Peer("192.0.2.1", n + 1))
-        half_open(server, Peer("2001:db8::1", n + 1))
-    assert server.handshakes == 10
+    assert server.handshakes == 8, "one second's worth, of which half stays for others"
+    for n in range(160):
+        half_open(server, Peer("192.0.2.1", n + 1000), now=n / 16)
+    assert server.handshakes == 8 + 159
+    for n in range(8):
+        half_open(server, Peer(f"192.0.2.{n + 10}", 1), now=10.0)
+    assert server.handshakes == 8 + 159 + 8
+
+
+def test_a_prefix_gets_its_share_of_handshakes_and_another_prefix_its_own() -> None:
+    server = table(limits=Limits(handshakes_per_s=8))
+    for n in range(20):
+        half_open(server, Peer(f"192.0.2.{n}", 1))
+        half_open(server, Peer(f"2001:db8::{n}", 1))
+    assert server.handshakes == 16
     half_open(server, Peer("192.0.2.99", 1), now=0.1)
-    assert server.handshakes == 10
+    assert server.handshakes == 16
     half_open(server, Peer("192.0.3.1", 1), now=0.1)
     half_open(server, Peer("::ffff:192.0.4.1", 1), now=0.1)
     half_open(server, Peer("192.0.2.99", 1), now=1.0)
-    assert server.handshakes == 13
+    assert server.handshakes == 19
 
 
-def test_pairing_identities_get_one_handshake_a_second_in_all() -> None:
+def test_pairing_identities_get_so_many_handshakes_a_second_of_a_prefix() -> None:
     server = table()
-    opened(server, client("pair:x"), Peer("192.0.2.1", 1))
-    assert not any(isinstance(e, Opened) for e in converse(server, client("pair:x"), Peer("198.51.100.1", 1)))
-    opened(server, client("dev"), Peer("198.51.100.1", 2))
-    opened(server, client("pair:x"), Peer("198.51.100.1", 3), now=1.0)
+    for n in range(8):
+        opened(server, client("pair:x"), Peer(f"192.0.2.{n}", 1))
+    assert not any(isinstance(e, Opened) for e in converse(server, client("pair:x"), Peer("192.0.2.9", 1)))
+    opened(server, client("dev"), Peer("192.0.2.9", 2))
+    opened(server, client("pair:x"), Peer("198.51.100.1", 1))
+    opened(server, client("pair:x"), Peer("192.0.2.9", 3), now=8.0)
 
 
 def test_the_session_cap_evicts_who_was_heard_longest_ago_and_only_for_the_authenticated() -> None:
