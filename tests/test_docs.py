@@ -225,3 +225,12 @@ def test_the_commands_on_the_operators_page_are_ones() -> None:
     assert len(found) > 10
     for line in found:
         build_parser().parse_args(shlex.split(line))  # exits when it is none
+
+
+def test_the_page_of_settings_names_every_environment_variable_that_is_read() -> None:
+    read = set()
+    for path in MODULES:
+        source = path.read_text()
+        read |= set(re.findall(r"(?:os\.)?environ(?:ment)?(?:\.get\(|\[)\"([A-Z_]+)\"", source))
+    listed = set(re.findall(r"`([A-Z_]{4,})`", text("docs/config.md").split("## Gateway")[0]))
+    assert read == listed - {"DIR"}
