@@ -221,11 +221,13 @@ class Agent:
             assert isinstance(action, session.SendAnswer)
             try:
                 await link.answer(offer.rid, action.said)
-            except RemoteError as fault:
+            except (EnvironmentFault, RemoteError) as fault:
+                if action.said is wire.Said.JOIN:  # asked anew when there is a gateway again
+                    self._session.handle(session.Refused(getattr(fault, "code", wire.Code.NONE)))
+                if isinstance(fault, EnvironmentFault):
+                    raise
                 raise_if_out(fault)
                 log.info("answer refused round=%d why=%r", offer.number, str(fault))
-                if action.said is wire.Said.JOIN:
-                    self._session.handle(session.Refused(fault.code))
                 return
             self._answered = offer.rid
             state = "joined" if action.said is wire.Said.JOIN else "declined"

@@ -18,6 +18,7 @@ from fl_tiny.device.store import DeviceStore, HeldHead, Kept
 from fl_tiny.errors import ConfigError, EnvironmentFault, RemoteError
 from fl_tiny.files import write_atomic
 from fl_tiny.protocol import pairing, signed, wire
+from fl_tiny.protocol.identity import Identity, Kind
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ async def enrol(
         why = f"the gateway's model key is {found}, not {pinned.lower()}"
         raise RemoteError(why, "is this the fleet you mean?", wire.Code.SIGNATURE)
     statedir.write_secret(directory, PSK, told.psk)
-    link = await Link.open(address, told.did.hex(), told.psk, lan_timing=settings.lan_timing)
+    link = await Link.open(address, Identity(Kind.DEVICE, told.did).text, told.psk, lan_timing=settings.lan_timing)
     try:
         await link.register(told.did)
         return await _fetch(directory, link, told, where, pinned=bool(pinned))

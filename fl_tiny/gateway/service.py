@@ -84,7 +84,6 @@ class Gateway:
         self.models = models
         self.bundles = Bundles(store)
         self.identities = Identities(store)
-        self.cut: Callable[[bytes], None] = lambda did: None  # ends a device's session
         self.settings = settings
         self.train = train
         self.strategy = strategy or FedAvg()
@@ -191,8 +190,7 @@ class Gateway:
 
     def drop_revoked(self) -> None:
         """Devices may have been revoked, or put in quarantine: out with their sessions, and with their updates."""
-        for did in self.identities.to_cut(time.monotonic()):
-            self.cut(did)
+        self.identities.cut_out(time.monotonic())
         revoked = self.identities.out & set(self.attendance.known)
         if not revoked:
             return

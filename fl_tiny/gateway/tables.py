@@ -8,9 +8,10 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fl_tiny.protocol.wire import Status
+from fl_tiny.errors import RemoteError
+from fl_tiny.protocol.wire import Code, Status
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 SCHEMA = """
 CREATE TABLE meta(key TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE device(did BLOB PRIMARY KEY, pk BLOB UNIQUE NOT NULL, psk BLOB NOT NULL, state TEXT NOT NULL, name TEXT,
@@ -41,6 +42,7 @@ CREATE TABLE bundle(digest BLOB PRIMARY KEY, board TEXT UNIQUE NOT NULL, release
   share REAL NOT NULL) STRICT;
 CREATE TABLE runs(did BLOB PRIMARY KEY, board TEXT NOT NULL, release TEXT NOT NULL, refused BLOB, code INT,
   why TEXT) STRICT;
+CREATE UNIQUE INDEX rekey_pk ON rekey(pk);
 """
 MIGRATIONS = {  # from this version to the next
     1: """
@@ -67,6 +69,13 @@ CREATE TABLE bundle(digest BLOB PRIMARY KEY, board TEXT UNIQUE NOT NULL, release
   share REAL NOT NULL) STRICT;
 CREATE TABLE runs(did BLOB PRIMARY KEY, board TEXT NOT NULL, release TEXT NOT NULL, refused BLOB, code INT,
   why TEXT) STRICT;
+""",
+    # A key that waits for two devices, or is in use: none of them gets it, and the keys that they have go on working.
+    5: """
+UPDATE rekey SET pk=NULL, psk=NULL WHERE pk IN (SELECT pk FROM device)
+  OR pk IN (SELECT pk FROM rekey WHERE pk IS NOT NULL GROUP BY pk HAVING count(*)>1);
+CREATE UNIQUE INDEX rekey_pk ON rekey(pk);
+UPDATE device SET name=NULL WHERE length(name)=32 AND lower(name) NOT GLOB '*[^0-9a-f]*';
 """,
 }
 
@@ -181,6 +190,17 @@ def consume_updates(db: sqlite3.Connection, rid: bytes, number: int) -> None:
     db.execute("DELETE FROM ledger WHERE rid=? AND status=?", accepted)
     db.executemany("INSERT INTO ledger VALUES(?,?,?,?,?,?,?,?,?,NULL,?)", [(*row, number) for row in rows])
     db.execute("UPDATE version SET residual=x'' WHERE number=?", (number - 1,))
+
+
+def check_unused(db: sqlite3.Connection, did: bytes, pk: bytes) -> None:
+    """Look whether a public key may be this device's, within a transaction.
+
+    Raises: RemoteError with Code.CONFLICT when another device has it, or waits to use it.
+    """
+    tables = ("device", "rekey")
+    query = " UNION ALL ".join(f"SELECT 1 FROM {table} WHERE pk=?1 AND did!=?2" for table in tables)  # noqa: S608 - ours
+    if db.execute(query, (pk, did)).fetchone():
+        raise RemoteError("this key is in use", code=Code.CONFLICT)
 
 
 def reject_updates(db: sqlite3.Connection, did: bytes) -> None:

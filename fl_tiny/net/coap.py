@@ -4,12 +4,25 @@
 from __future__ import annotations
 
 from fl_tiny.net.bulk import Bodies
-from fl_tiny.net.client import Client
+from fl_tiny.net.client import Client, Greeting
 from fl_tiny.net.dtls import PskLookup
 from fl_tiny.net.endpoint import Counters
-from fl_tiny.net.messages import Handler, Request, Response
+from fl_tiny.net.messages import Handler, Request, Response, SessionHandle
 from fl_tiny.net.patience import SPREAD
 from fl_tiny.net.server import Server
 from fl_tiny.net.sessions import Limits
 
-__all__ = ["SPREAD", "Bodies", "Client", "Counters", "Handler", "Limits", "PskLookup", "Request", "Response", "Server"]
+__all__ = [
+    "SPREAD",
+    "Bodies",
+    "Client",
+    "Counters",
+    "Greeting",
+    "Handler",
+    "Limits",
+    "PskLookup",
+    "Request",
+    "Response",
+    "Server",
+    "SessionHandle",
+]
