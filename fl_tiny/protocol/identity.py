@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whom a DTLS session belongs to: a PSK identity, in the one spelling that it has, as a value and back."""
+"""Whom a session belongs to: a PSK identity in its one spelling, as a value and back; and what a device may be named."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
+
+from fl_tiny.errors import MalformedMessage
+from fl_tiny.protocol.fields import is_shown
 
 
 class Kind(Enum):
@@ -16,6 +21,7 @@ class Kind(Enum):
     PEER = "peer:"
 
 
+NAME_BYTES = 64  # of a device's name
 ID_BYTES = {Kind.DEVICE: 16, Kind.NEXT: 16, Kind.PAIRING: 8}
 
 
@@ -47,3 +53,21 @@ def identity_of(text: str) -> Identity | None:
         return None
     sized = len(found.id) == ID_BYTES[kind] if kind in ID_BYTES else bool(found.id)
     return found if sized and found.text == text else None
+
+
+def name_fault(name: str) -> str:
+    """Why a device may not have this name: an operator reads names, and chooses devices by them. Empty: it may."""
+    if not 1 <= len(name.encode("utf-8", "replace")) <= NAME_BYTES:
+        return f"it does not have 1 to {NAME_BYTES} bytes"
+    if not is_shown(name):
+        return "it holds what cannot be seen, or begins or ends with a blank"
+    return "it could be the id of a device" if re.fullmatch(r"[0-9A-Fa-f]{32}", name) else ""
+
+
+def device_name(value: Any, where: str) -> str:
+    """A name that a device may have, as ``fields.Read``."""
+    if not isinstance(value, str):
+        raise MalformedMessage(f"{where} is not a text")
+    if fault := name_fault(value):
+        raise MalformedMessage(f"{where}: {fault}")
+    return value
