@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whom a session belongs to: a PSK identity in its one spelling, as a value and back; and what a device may be named."""
+"""Whom a session belongs to: a PSK identity in its one spelling, as a value and back; what a device may be named."""
 
 from __future__ import annotations
 
