@@ -132,6 +132,13 @@ class DeviceStore:
             raise ConfigError(f"{path.parent} is not enrolled", hint=hint)
         return store
 
+    def count_start(self) -> int:
+        """The number of this start of the daemon, on the disk when this returns: only one of a copy has it, too."""
+        with self._transaction() as db:
+            boots = int(self.get("boots") or 0) + 1
+            put_fact(db, "boots", boots)
+        return boots
+
     def check(self) -> None:
         """Read the whole file, as the daemon does at its start. Raises: DataError when it is damaged."""
         with database.reading(Path("the device's state"), HINT):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -100,10 +100,8 @@ async def attack_one_key_for_two(gw: Path) -> bool:
             await link.close()
         for seed, psk in told.items():
             link = await opened(server, Identity(Kind.NEXT, did_of(seed)).text, psk)
-            try:
+            with suppress(REFUSED):
                 await link.register(did_of(seed))
-            except REFUSED:
-                pass
             await link.close()
         return server.fault.done() or not await is_served(server, SEEDS[2])
 
@@ -122,10 +120,8 @@ async def attack_with_a_key_that_waits(gw: Path) -> bool:
             assert fault.code == wire.Code.CONFLICT
         await newcomer.close()
         link = await opened(server, Identity(Kind.NEXT, did_of(SEEDS[0])).text, psk)
-        try:
+        with suppress(REFUSED):
             await link.register(did_of(SEEDS[0]))
-        except REFUSED:
-            pass
         await link.close()
         return server.fault.done() or not await is_served(server, SEEDS[2])
 
@@ -139,7 +135,9 @@ def test_one_key_for_two_is_refused_and_the_gateway_serves_others(gw: Path, atta
 
 
 @KEYS
-def test_without_the_checks_the_tables_still_refuse_it(gw: Path, attack: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_checks_the_tables_still_refuse_it(
+    gw: Path, attack: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for module in ("identity", "store"):
         monkeypatch.setattr(f"fl_tiny.gateway.{module}.check_unused", lambda *_: None)
     assert not asyncio.run(attack(gw))  # type: ignore[operator]
@@ -166,10 +164,8 @@ async def attack_several_sessions(gw: Path) -> int:
     links = []
     async with running(gw) as (_, server):
         for spelled in (name, name.upper(), f"{name[:2]} {name[2:]}", f"{name} "):
-            try:
+            with suppress(REFUSED):
                 links.append(await opened(server, spelled, SEEDS[0]))
-            except REFUSED:
-                pass
         found = server.sessions
         for link in links:
             await link.close()
@@ -191,10 +187,8 @@ async def attack_past_revocation(gw: Path) -> int:
     links = []
     async with running(gw) as (gateway, server):
         for spelled in (name, name.upper()):
-            try:
+            with suppress(REFUSED):
                 links.append(await opened(server, spelled, SEEDS[0]))
-            except REFUSED:
-                pass
         gateway.store.revoke(did_of(SEEDS[0]))
         gateway.drop_revoked()
         await asyncio.sleep(TELL_S + 0.1)

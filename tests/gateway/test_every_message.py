@@ -179,7 +179,9 @@ class EveryMessage(RuleBasedStateMachine):
         who=KEY,
         following=st.booleans(),
         method=st.sampled_from(("GET", "POST", "PUT", "DELETE")),
-        path=st.lists(st.sampled_from(("d", "m", "o", "b", "u", "k", "e", "s", "new", "0", "00", "AAAAAAAAAAA", "", "٣")))
+        path=st.lists(
+            st.sampled_from(("d", "m", "o", "b", "u", "k", "e", "s", "new", "0", "00", "AAAAAAAAAAA", "", "٣"))
+        )
         .map(tuple)
         .filter(lambda found: len(found) < 5),
         payload=ODD,
