@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -371,3 +372,39 @@ def test_control_beside_the_original(gw: Path, monkeypatch: pytest.MonkeyPatch) 
 
 async def _says_nothing(*_: object) -> None:
     """Goes first over no session."""
+
+
+# ---- names in paths -------------------------------------------------------------------------------------------
+
+
+async def attack_by_spellings_of_a_path(gw: Path) -> int:
+    """Chunks of one upload under other spellings of its name and its number; how many are taken."""
+    seed, taken = SEEDS[0], 0
+    async with running(gw) as (gateway, server):
+        link = await member(server, seed)
+        gateway._open(time.monotonic())
+        assert gateway.rounds.rid is not None
+        await link.answer(gateway.rounds.rid, wire.Said.JOIN)
+        sid = wire.name_of(b"\x00" * 8)  # AAAAAAAAAAA: the last letter stands for four bits, B is the same bytes
+        for path in (
+            (f"{sid[:-1]}B", "0"),
+            (f"{sid}=", "0"),
+            (f"{sid[:5]}\n{sid[5:]}", "0"),
+            (sid, "00"),
+            (sid, "\u0660"),
+        ):
+            answer = await link._client.request("PUT", ("u", *path), bytes(128), 42)
+            taken += answer.code == "2.04"
+        assert (await link._client.request("PUT", ("u", sid, "0"), bytes(128), 42)).code == "2.04"
+        await link.close()
+    return taken
+
+
+def test_by_spellings_of_a_path_nothing_is_taken(gw: Path) -> None:
+    assert asyncio.run(attack_by_spellings_of_a_path(gw)) == 0
+
+
+def test_control_by_spellings_of_a_path(gw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fl_tiny.gateway.resources._raw", lambda _: b"")
+    monkeypatch.setattr("fl_tiny.gateway.resources._number", int)
+    assert asyncio.run(attack_by_spellings_of_a_path(gw)) == 5

@@ -239,11 +239,12 @@ class EveryMessage(RuleBasedStateMachine):
 
 
 BEAT = wire.encode(wire.Heartbeat(0, 1))
+SETTINGS = settings(max_examples=25, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck))
 FIRST: dict[str, Any] = {"phases": [Phase.generate], "report_multiple_bugs": False, "database": None}
-TestEveryMessage = EveryMessage.TestCase
-TestEveryMessage.settings = settings(
-    max_examples=25, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
-)
+
+
+def test_every_message_in_every_order_leaves_a_third_served() -> None:
+    run_state_machine_as_test(EveryMessage, settings=SETTINGS)
 
 
 def test_without_the_fences_such_messages_end_a_gateway(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,4 +253,4 @@ def test_without_the_fences_such_messages_end_a_gateway(monkeypatch: pytest.Monk
         monkeypatch.setattr(f"fl_tiny.gateway.{module}.check_unused", lambda *_: None)
     monkeypatch.setattr("fl_tiny.database.Conflict", sqlite3.IntegrityError)
     with pytest.raises(sqlite3.IntegrityError):
-        run_state_machine_as_test(EveryMessage, settings=settings(TestEveryMessage.settings, max_examples=300, **FIRST))
+        run_state_machine_as_test(EveryMessage, settings=settings(SETTINGS, max_examples=300, **FIRST))
