@@ -73,7 +73,7 @@ class Link:
         """Say who has come. boots and what follows: as in ``wire.Register``; a daemon says them."""
         register = wire.encode(wire.Register(did, (wire.VERSION,), boots, boot, ENCODINGS, board, release))
         told = wire.decode(wire.Registered, (await self._ask("POST", ("d",), register, CBOR)).payload)
-        if boot is not None:  # another session must show that it is of this start, too (docs/protocol.md, "Copies")
+        if boot is not None:  # another session must show that it is of this start, too (docs/identities.md)
             self._client.greeting = Greeting("POST", ("d",), register, CBOR, _check)
         return told
 

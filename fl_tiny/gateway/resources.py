@@ -181,7 +181,7 @@ class Resources:
             self._identities.cut(Identity(Kind.NEXT, device.did))  # one session a device
         self._gateway.able[device.did] = register.encodings or (wire.Encoding.INT8,)
         self._gateway.bundles.registered(device.did, register)
-        told = self._gateway.registered(device) if anew else self._gateway.saw(device)
+        told = self._gateway.registered(device, anew=anew)
         return Response("2.04", wire.encode(wire.Registered(wire.VERSION, told.poll_ms, told.epoch)), CBOR)
 
     def _rekey(self, request: Request, device: Device) -> Response:

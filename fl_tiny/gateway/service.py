@@ -113,11 +113,11 @@ class Gateway:
         """Of the model that rounds train."""
         return self.models.current.manifest
 
-    def registered(self, device: Device) -> wire.Next:
-        """A device has come, perhaps anew after a crash."""
+    def registered(self, device: Device, *, anew: bool = True) -> wire.Next:
+        """A device has come. anew: perhaps after a crash; else the same start of it, over another session."""
         self.attendance.came(device, time.monotonic())
         if self.models.trains(device.did):
-            self.handle(Came(device.did))
+            self.handle(Came(device.did, anew))
         return self.saw(device)
 
     def heard(self, device: Device, beat: wire.Heartbeat) -> wire.Next:

@@ -7,6 +7,7 @@ import asyncio
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -198,6 +199,34 @@ def test_two_copies_that_are_both_at_work_are_always_seen(steps: list[tuple[bool
             for which in (0, 1, 0, 1):  # and then both go on
                 boards[which].register(store)
         assert seen.value.code in (Code.QUARANTINED, Code.RESTORED)
+
+
+def test_a_device_whose_session_is_lost_says_its_start_again_and_keeps_its_join(gw: Path) -> None:
+    async def run() -> None:
+        async with running(gw) as (gateway, server):
+            with closing(opened(gw)) as store:
+                device = a_device(store, setup.new_codes(gw, 1, 600)[0], b"\x01" * 32)
+                store.activate(device.did)
+            link = await Link.open(("127.0.0.1", server.port), device.did.hex(), device.psk, lan_timing=True)
+            await link.register(device.did, 1, A)
+            gateway._open(time.monotonic())
+            rid = gateway.rounds.rid
+            assert rid is not None
+            await link.answer(rid, wire.Said.JOIN)
+            server.drop_identity(device.did.hex())
+            await link.heartbeat(wire.Heartbeat(0, 0))
+            assert server.counters.handshakes_ok == 2
+            assert gateway.rounds.waited_for() == {device.did}, "nobody else than its own start has come"
+            await link.close()
+            again = await Link.open(("127.0.0.1", server.port), device.did.hex(), device.psk, lan_timing=True)
+            with pytest.raises(RemoteError) as refused:
+                await again.heartbeat(wire.Heartbeat(0, 0))  # a session that has not said its start
+            assert refused.value.code == Code.PHASE
+            await again.register(device.did, 2, B)
+            assert gateway.rounds.waited_for() == set(), "a start anew has trained nothing"
+            await again.close()
+
+    asyncio.run(run())
 
 
 def made(gw: Path) -> Path:
