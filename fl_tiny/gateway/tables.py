@@ -152,7 +152,7 @@ def floats_to_bytes(values: Sequence[float] | None) -> bytes | None:
 
 def bytes_to_floats(blob: bytes | None) -> tuple[float, ...] | None:
     """A float64 blob as floats, NULL as None."""
-    return None if blob is None else struct.unpack(f"<{len(blob) // 8}d", blob)
+    return None if blob is None else struct.unpack_from(f"<{len(blob) // 8}d", blob)
 
 
 def insert_version(db: sqlite3.Connection, v: Version) -> None:
