@@ -124,7 +124,7 @@ RULES: dict[str, Rule] = {
     "source.every": ("0.05 to 86400 seconds", lambda v: 0.05 <= v <= 86_400),
     "source.label_file": ("a path that begins with /", _is_path),
     "source.button": ("CHIP:LINE, as gpiochip0:17", lambda v: bool(re.fullmatch(r"gpiochip\d{1,3}:\d{1,3}", v))),
-    "source.button_label": ("1 to 48 bytes", lambda v: 1 <= len(v.encode()) <= 48),
+    "source.button_label": ("1 to 48 bytes that can be seen", lambda v: 1 <= len(v.encode()) <= 48 and v.isprintable()),
     "source.kept": ("1 to 4096", lambda v: 1 <= v <= 4096),
     "source.kept_minutes": ("1 to 10080 minutes", lambda v: 1 <= v <= 10_080),
 }

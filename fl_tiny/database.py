@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from fl_tiny.errors import ConfigError, DataError, EnvironmentFault, FlTinyError
+from fl_tiny.errors import ConfigError, Conflict, DataError, EnvironmentFault, FlTinyError
 
 # Of SQLite's messages those that say nothing about the file itself (sqlite3ErrStr; codes come with Python 3.11 only).
 PASSING = ("locked", "unable to open", "I/O", "full", "readonly", "out of memory")
@@ -20,7 +21,8 @@ def transaction(db: sqlite3.Connection, what: str, *, flushed: bool = True) -> I
 
     flushed: on the disk when the block ends; else, in WAL mode, with the next commit that is, or when the system gets
     to it: for what can be had again. It saves a flush, and the rest of the last block of each.
-    Raises: EnvironmentFault for a full disk, a lock of five seconds or an I/O error; what the block raises.
+    Raises: EnvironmentFault for a full disk, a lock of five seconds or an I/O error; Conflict for a row that a
+    constraint of the tables forbids; what the block raises.
     """
     level = 0 if flushed else db.execute("PRAGMA synchronous").fetchone()[0]
     if level:
@@ -34,6 +36,8 @@ def transaction(db: sqlite3.Connection, what: str, *, flushed: bool = True) -> I
             db.execute("ROLLBACK")
         if isinstance(cause, sqlite3.OperationalError):
             raise EnvironmentFault(f"the {what} could not be written: {cause}") from cause
+        if isinstance(cause, sqlite3.IntegrityError):
+            raise Conflict(f"the {what} holds something else: {cause}") from cause
         raise
     finally:
         if level:
@@ -47,6 +51,7 @@ def connect(path: Path, pragmas: Sequence[str], hint: str, *, shared: bool = Fal
     """
     with reading(path, hint):
         db = sqlite3.connect(path, isolation_level=None, timeout=5.0, check_same_thread=not shared)
+        db.text_factory = functools.partial(str, encoding="utf-8", errors="replace")  # damage in one name stops nothing
         try:
             for pragma in pragmas:
                 db.execute(f"PRAGMA {pragma}")

@@ -83,5 +83,12 @@ class MalformedMessage(RemoteError):
         super().__init__(what, code=2)
 
 
+class Conflict(RemoteError):
+    """A peer's wish that contradicts what is stored (problem code 9): nothing of it has been written."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what, code=9)
+
+
 class OutOfTurn(AssertionError):
     """Ours: a driver sent an event that its state machine has no row for. The machine is unchanged."""

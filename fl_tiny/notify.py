@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a daemon tells systemd: that it is ready, how it is doing, that its event loop still turns.
 
-Systemd sets NOTIFY_SOCKET and WATCHDOG_USEC. Where they are not set, nothing is done.   Source: sd_notify(3), sd_watchdog_enabled(3).
+Systemd sets NOTIFY_SOCKET and WATCHDOG_USEC. Where they are not set, nothing is done.
+Source: sd_notify(3), sd_watchdog_enabled(3).
 """
 
 from __future__ import annotations

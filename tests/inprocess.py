@@ -29,6 +29,7 @@ async def running(gw: Path) -> AsyncIterator[tuple[Gateway, Server]]:
     limits = Limits(pairings_per_s=1000.0, handshakes_per_s=1000)
     wrong = gateway.identities.wrong_key
     server = await Server.start(resources.handle, resources.key_of, "127.0.0.1:0", limits=limits, on_wrong_key=wrong)
+    gateway.identities.cut = lambda who: server.drop_identity(who.text)
     try:
         yield gateway, server
     finally:

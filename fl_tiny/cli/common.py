@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import re
 import signal
 import sys
 import time
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 
 from fl_tiny.config import RUNTIMES
 from fl_tiny.errors import EnvironmentFault
+from fl_tiny.protocol.fields import shown
 
 Command = Callable[[argparse.Namespace], int | None]
 B = TypeVar("B", bound=Sized)
@@ -70,7 +72,12 @@ def group(parent: Any, name: str, summary: str) -> Any:
 
 def show(args: argparse.Namespace, result: Any, text: str) -> None:
     """Print ``result`` as JSON when ``--json`` was given, else ``text``."""
-    print(json.dumps(result) if args.json else text)
+    print(json.dumps(result) if args.json else lines(text))
+
+
+def lines(text: str) -> str:
+    """``text`` for a terminal: what peers and older databases put into it can move no cursor and turn no line round."""
+    return "".join(part if part in "\n\t" else shown(part) for part in re.split(r"([\n\t])", text))
 
 
 def table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
@@ -123,7 +130,7 @@ def positive(text: str) -> int:
 
 def progress(line: str) -> None:
     """One line of progress on stderr; stdout is for results."""
-    print(line, file=sys.stderr, flush=True)
+    print(lines(line), file=sys.stderr, flush=True)
 
 
 def steady(batches: Iterable[B], what: str, total: int) -> Iterator[B]:
@@ -156,4 +163,4 @@ def until_signal(work: Coroutine[Any, Any, T]) -> T:
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else shown(str(value))

@@ -8,7 +8,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from fl_tiny.cli import bundle, doctor
+from fl_tiny.cli import bundle, doctor, peer
 from fl_tiny.cli.common import (
     command,
     duration,
@@ -89,6 +89,7 @@ def add(parent: Any) -> None:
     p.add_argument("--model", type=Path, required=True, help="the .tflite that it was signed for")
     p.add_argument("--share", type=share, default=1.0, help="of the devices, above 0 (default: 1, all of them)")
     bundle.add_commands(sub)
+    peer.add_commands(sub)
     p = command(sub, "export", export, "fl-tiny gateway export gw --out fleet.tflite")
     p.add_argument("dir", type=Path)
     p.add_argument("--out", type=Path, required=True, metavar="FILE.tflite")
@@ -184,7 +185,8 @@ def pair(args: argparse.Namespace) -> None:
     made = [{"code": code, "expires_s": round(seconds)} for code in codes]
     text = "\n".join(codes)
     if args.count == 1 and not args.json and args.out is None:
-        text = f"{_qr(codes[0])}{codes[0]}\non the device: fl-tiny device enroll DIR --code {codes[0]}"
+        print(_qr(codes[0]), end="")  # not by ``show``: it turns colours round
+        text = f"{codes[0]}\non the device: fl-tiny device enroll DIR --code {codes[0]}"
     show(args, made[0] if args.count == 1 else made, text)
 
 

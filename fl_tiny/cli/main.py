@@ -14,9 +14,18 @@ from typing import NoReturn
 
 from fl_tiny import __version__
 from fl_tiny.errors import FlTinyError
+from fl_tiny.protocol.fields import shown
 
 GROUPS = ("model", "gateway", "device", "samples", "predict", "fleet", "image", "demo", "simulate", "config")
 INTERRUPTED = 130  # 128 + SIGINT, the shell's convention
+
+
+class OneLine(logging.Formatter):
+    """A log in which a peer's text makes no line of its own."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the library's name
+        """Called by logging."""
+        return shown(super().formatMessage(record))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -36,12 +45,14 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Errors leave stdout empty and one line on stderr."""
     args = build_parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(OneLine("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     run: Callable[[argparse.Namespace], int | None] = args.run
     try:
         return run(args) or 0
     except FlTinyError as fault:
-        print(f"fl-tiny: {fault}".replace("\n", " "), file=sys.stderr)
+        print(shown(f"fl-tiny: {fault}".replace("\n", " ")), file=sys.stderr)
         return fault.EXIT
     except KeyboardInterrupt:
         print("fl-tiny: interrupted", file=sys.stderr)
@@ -51,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as ours:
         at = traceback.extract_tb(ours.__traceback__)[-1]
         where = f"{Path(at.filename).name}:{at.lineno}"
-        print(f"fl-tiny: our own fault: {type(ours).__name__} at {where}: {ours}".replace("\n", " "), file=sys.stderr)
+        line = f"fl-tiny: our own fault: {type(ours).__name__} at {where}: {ours}".replace("\n", " ")
+        print(shown(line), file=sys.stderr)
         logging.getLogger(__name__).debug("where it came from", exc_info=ours)
         return FlTinyError.EXIT
 

@@ -57,9 +57,8 @@ class Agent:
         self._did: bytes = self._store.get("did")
         take_places(directory, self._store)
         self._seed = statedir.read_secret(directory, DEVICE_KEY)
-        self._boots = (self._store.get("boots") or 0) + 1
+        self._boots = self._store.count_start()
         self._boot = os.urandom(8)  # which start this is: a copy of DIR makes another
-        self._store.put(boots=self._boots)
         slots.adopt(directory, self._store)
         derived.settle_place(directory, derived.memory_of(self._settings.model_dir))
         self._upgrade = Upgrade(directory, self._store, emit)

@@ -18,6 +18,7 @@ from fl_tiny.device.store import DeviceStore, HeldHead, Kept
 from fl_tiny.errors import ConfigError, EnvironmentFault, RemoteError
 from fl_tiny.files import write_atomic
 from fl_tiny.protocol import pairing, signed, wire
+from fl_tiny.protocol.identity import Identity, Kind, name_fault
 
 log = logging.getLogger(__name__)
 
@@ -52,10 +53,12 @@ async def enrol(
     """Enrol DIR. Every step may be cut: the same code and DIR go on where they were.
 
     model_key: SHA-256 of the key that signs models, hexadecimal; None: the setting, else the gateway's word.
-    Raises: ConfigError when DIR is enrolled already or no gateway is known; RemoteError when the code is wrong, used
-    or expired, nobody answers, or the model key is another; EnvironmentFault.
+    Raises: ConfigError for a name that misleads, when DIR is enrolled already or no gateway is known; RemoteError when
+    the code is wrong, used or expired, nobody answers, or the model key is another; EnvironmentFault.
     """
     settings = config.load(directory / statedir.SETTINGS, config.DeviceSettings)
+    if name is not None and (fault := name_fault(name)):
+        raise ConfigError(f"{name!r} is no name for a device: {fault}", hint="--name kitchen, for example")
     if enrolled(directory):
         raise ConfigError(f"{directory} is enrolled already", hint="a device's identity is never overwritten")
     code = pairing.from_text(code_text)
@@ -81,7 +84,7 @@ async def enrol(
         why = f"the gateway's model key is {found}, not {pinned.lower()}"
         raise RemoteError(why, "is this the fleet you mean?", wire.Code.SIGNATURE)
     statedir.write_secret(directory, PSK, told.psk)
-    link = await Link.open(address, told.did.hex(), told.psk, lan_timing=settings.lan_timing)
+    link = await Link.open(address, Identity(Kind.DEVICE, told.did).text, told.psk, lan_timing=settings.lan_timing)
     try:
         await link.register(told.did)
         return await _fetch(directory, link, told, where, pinned=bool(pinned))

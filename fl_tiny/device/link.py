@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fl_tiny.device.quality import Quality
 from fl_tiny.device.store import HeldHead
 from fl_tiny.errors import EnvironmentFault, MalformedMessage, RemoteError
-from fl_tiny.net.coap import Bodies, Client, Response
+from fl_tiny.net.coap import Bodies, Client, Greeting, Response
 from fl_tiny.protocol import problem, signed, wire
 from fl_tiny.protocol.delta import Shapes, applied
 from fl_tiny.protocol.rekey import Rekeyed
@@ -71,8 +71,11 @@ class Link:
         release: str | None = None,
     ) -> wire.Registered:
         """Say who has come. boots and what follows: as in ``wire.Register``; a daemon says them."""
-        register = wire.Register(did, (wire.VERSION,), boots, boot, ENCODINGS, board, release)
-        return wire.decode(wire.Registered, (await self._ask("POST", ("d",), wire.encode(register), CBOR)).payload)
+        register = wire.encode(wire.Register(did, (wire.VERSION,), boots, boot, ENCODINGS, board, release))
+        told = wire.decode(wire.Registered, (await self._ask("POST", ("d",), register, CBOR)).payload)
+        if boot is not None:  # another session must show that it is of this start, too (docs/identities.md)
+            self._client.greeting = Greeting("POST", ("d",), register, CBOR, _check)
+        return told
 
     async def rekey(self, message: bytes) -> Rekeyed:
         """Ask for a PSK that goes with a new key."""

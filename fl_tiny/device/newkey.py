@@ -21,6 +21,7 @@ from fl_tiny.device.store import DeviceStore
 from fl_tiny.errors import ConfigError, RemoteError
 from fl_tiny.files import sync_directory
 from fl_tiny.protocol import rekey, signed
+from fl_tiny.protocol.identity import Identity, Kind
 from fl_tiny.protocol.wire import Code
 
 log = logging.getLogger(__name__)
@@ -74,10 +75,10 @@ async def open_link(directory: Path, store: DeviceStore, settings: config.Device
 
     take_places(directory, store)
     if not (directory / statedir.SECRET / NEW_PSK).exists():
-        return await session(did.hex(), statedir.read_secret(directory, PSK))
+        return await session(Identity(Kind.DEVICE, did).text, statedir.read_secret(directory, PSK))
     psk = statedir.read_secret(directory, NEW_PSK)
     with contextlib.suppress(RemoteError):  # the gateway has made it the only one, or knows nothing of it
-        link = await session(rekey.NEXT + did.hex(), psk)
+        link = await session(Identity(Kind.NEXT, did).text, psk)
         try:
             await link.register(did)
         except BaseException:
@@ -85,12 +86,12 @@ async def open_link(directory: Path, store: DeviceStore, settings: config.Device
             raise
         await link.close()
         _settle(directory, store)
-        return await session(did.hex(), psk)
+        return await session(Identity(Kind.DEVICE, did).text, psk)
     with contextlib.suppress(RemoteError):
-        link = await session(did.hex(), psk)
+        link = await session(Identity(Kind.DEVICE, did).text, psk)
         _settle(directory, store)
         return link
-    link = await session(did.hex(), statedir.read_secret(directory, PSK))
+    link = await session(Identity(Kind.DEVICE, did).text, statedir.read_secret(directory, PSK))
     (directory / statedir.SECRET / NEW_PSK).unlink()  # the key goes on waiting for another
     return link
 

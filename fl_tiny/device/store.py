@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A device's state in SQLite: who it is, its samples as features, the head it holds, and the update it owes.
 
-Each change is one transaction with ``synchronous=FULL``. Raw inputs never come here: a sample is the backbone's
-feature codes and a label. No numpy: the idle agent reads this too.
+Each change is one transaction. Raw inputs never come here. No numpy: the idle agent reads this too.
 """
 
 from __future__ import annotations
@@ -134,6 +133,13 @@ class DeviceStore:
         if enrolled is None:
             raise ConfigError(f"{path.parent} is not enrolled", hint=hint)
         return store
+
+    def count_start(self) -> int:
+        """The number of this start of the daemon, on the disk when this returns: only one of a copy has it, too."""
+        with self._transaction() as db:
+            boots = int(self.get("boots") or 0) + 1
+            put_fact(db, "boots", boots)
+        return boots
 
     def check(self) -> None:
         """Read the whole file, as the daemon does at its start. Raises: DataError when it is damaged."""

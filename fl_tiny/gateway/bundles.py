@@ -7,6 +7,7 @@ which checks its signature (docs/cli-update.md).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -53,7 +54,11 @@ class Bundles:
     def __init__(self, store: Store) -> None:
         self._store, self._folder = store, store.folder / FOLDER
         rows = store.rows("SELECT did, board, release, refused FROM runs")
-        self._runs = {did: Runs(board, number, refused) for did, board, number, refused in rows}
+        self._runs: dict[bytes, Runs] = {}
+        for did, board, number, refused in rows:
+            with contextlib.suppress(DataError):  # what a device says at its next start takes a damaged row's place
+                known = Release(board, number)
+                self._runs[did] = Runs(known.board, known.number, refused)
         self._offered: dict[str, Offered] = {}  # by board
         self.refresh()
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import copy
 from dataclasses import dataclass, field
 
-from fl_tiny.errors import EnvironmentFault, RemoteError
+from fl_tiny.errors import Conflict, EnvironmentFault, FlTinyError, RemoteError
 from fl_tiny.gateway.service import Gateway
 from fl_tiny.gateway.tables import Entry
 from fl_tiny.protocol.rounds import Action, Answered, Submitting, raise_refusal
@@ -93,7 +94,7 @@ class Commits:
             return
         try:
             refused = gateway.store.receive(rid, [one.entry for one in fitting])
-        except EnvironmentFault as fault:
+        except (EnvironmentFault, Conflict) as fault:
             _fail([one.done for one in fitting], fault)
             return
         gateway.received(rid, [one.entry for one in fitting if one.entry.did not in refused])
@@ -122,7 +123,7 @@ class Commits:
             return
         try:
             gateway.store.answer(rows)
-        except EnvironmentFault as fault:
+        except (EnvironmentFault, Conflict) as fault:
             gateway.rebuild()  # the machine has taken what the disk has not
             _fail(taken, fault)
             return
@@ -131,6 +132,6 @@ class Commits:
             done.set_result(None)
 
 
-def _fail(waiting: list[asyncio.Future[None]], fault: EnvironmentFault) -> None:
+def _fail(waiting: list[asyncio.Future[None]], fault: FlTinyError) -> None:
     for done in waiting:
-        done.set_exception(EnvironmentFault(fault.what, fault.hint))
+        done.set_exception(copy.copy(fault))

@@ -6,13 +6,14 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections.abc import Callable
 
 from fl_tiny.errors import RemoteError
 from fl_tiny.gateway.store import Store
-from fl_tiny.gateway.tables import Device, reject_updates
+from fl_tiny.gateway.tables import Device, check_unused, reject_updates
 from fl_tiny.protocol import wire
-from fl_tiny.protocol.pairing import PAIR
-from fl_tiny.protocol.rekey import NEXT, Rekey
+from fl_tiny.protocol.identity import Identity, Kind, identity_of
+from fl_tiny.protocol.rekey import Rekey
 from fl_tiny.protocol.wire import Code
 
 log = logging.getLogger(__name__)
@@ -30,24 +31,36 @@ class Identities:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self.cut: Callable[[Identity], None] = lambda who: None  # ends an identity's session
         self._pending: dict[bytes, float] = {}
         self._out: dict[bytes, float] = {}  # since when we know of it
+        self._peers = store.peers()
 
     def key_of(self, identity: str) -> bytes | None:
-        """The PSK of a device's identity, the one it is to use next included."""
-        if identity.startswith(NEXT):
-            rows = self._store.rows("SELECT psk FROM rekey WHERE did=?", device_of(identity))
-            device = self._store.device(device_of(identity))
-            return rows[0][0] if rows and device is not None and device.state != "revoked" else None
-        device = self._store.device(device_of(identity))
-        return device.psk if device and device.state != "revoked" else None
+        """The PSK of an identity, or None: what the DTLS front door asks."""
+        who = identity_of(identity)
+        if who is None:
+            return None
+        if who.kind is Kind.PAIRING:
+            code = self._store.pairing(who.id)
+            return code.secret if code else None
+        if who.kind is Kind.PEER:
+            return self._store.peers().get(who.id)
+        device = self._store.device(who.id)
+        if device is None or device.state == "revoked":
+            return None
+        if who.kind is Kind.DEVICE:
+            return device.psk
+        rows = self._store.rows("SELECT psk FROM rekey WHERE did=?", who.id)
+        return rows[0][0] if rows else None
 
     def wrong_key(self, identity: str) -> None:
         """A handshake used another key than the identity's: five of them burn a pairing code."""
-        if not identity.startswith(PAIR):
+        who = identity_of(identity)
+        if who is None or who.kind is not Kind.PAIRING:
             log.debug("wrong key identity=%s", identity[:40])  # anybody can cause it, at any rate
             return
-        token = _hex(identity[len(PAIR) :])
+        token = who.id
         if self._store.pairing(token) is None:
             return
         with self._store.write() as db:
@@ -67,6 +80,7 @@ class Identities:
         with self._store.write() as db:
             for table in ("boot", "rekey"):
                 db.execute(f"DELETE FROM {table} WHERE did=?", (did,))  # noqa: S608 - ours alone
+        self._cut_device(did)  # by an earlier PSK
 
     def tick(self, now: float) -> None:
         """Drop devices that have been pending for too long; they may use their code again."""
@@ -82,30 +96,36 @@ class Identities:
 
     @property
     def out(self) -> set[bytes]:
-        """Who takes no part, as ``to_cut`` has found."""
+        """Who takes no part, as ``cut_out`` has found."""
         return set(self._out)
 
-    def to_cut(self, now: float) -> list[bytes]:
-        """Who has gone out and has had the time to ask and be told why: their sessions end now."""
+    def cut_out(self, now: float) -> None:
+        """End the sessions of devices that went out and had the time to ask and be told why, and of revoked peers."""
         out = [d.did for d in self._store.devices() if d.state in OUT]
         self._out = {did: self._out.get(did, now) for did in out}
         ripe = [did for did, since in self._out.items() if TELL_S <= now - since < math.inf]
         self._out.update(dict.fromkeys(ripe, -math.inf))  # once
-        return ripe
+        for did in ripe:
+            self._cut_device(did)
+        before, self._peers = self._peers, self._store.peers()
+        for name in (name for name, psk in before.items() if self._peers.get(name) != psk):
+            self.cut(Identity(Kind.PEER, name))
 
-    def started(self, device: Device, register: wire.Register) -> None:
-        """A device has come: look whether it may be a copy. Raises: RemoteError when it is put, or is, in quarantine.
+    def started(self, device: Device, register: wire.Register) -> bool:
+        """A device has come; True when it may have begun anew, False for the same start as before over a new session.
 
-        A start never returns to an earlier boot id, nor has it the number of another; an older image counts less.
+        A start never returns to an earlier boot id, nor has it the number of another; an older image counts less. One
+        that says nothing is served as before while its device has never counted (``check_uncounted``).
+        Raises: RemoteError when it is a copy, which puts the device in quarantine, or when it is there already.
         """
         if device.state == "quarantined":
             raise RemoteError(*self.trouble(device.did))
         if register.boots is None or register.boot is None:
-            return
+            return True
         rows = self._store.rows("SELECT boots, boot, before FROM boot WHERE did=?", device.did)
         boots, boot, before = rows[0] if rows else (-1, b"", b"")
         if register.boot == boot:
-            return
+            return False
         if register.boot == before or register.boots == boots:
             self._quarantine(device.did, TWO_COPIES, Code.QUARANTINED)
         if register.boots < boots:
@@ -113,6 +133,15 @@ class Identities:
         with self._store.write() as db:
             row = (device.did, register.boots, register.boot, boot)
             db.execute("INSERT OR REPLACE INTO boot(did, boots, boot, before) VALUES(?,?,?,?)", row)
+        return True
+
+    def check_uncounted(self, did: bytes) -> None:
+        """A session has not said which start of its device it is of. Raises: RemoteError when others have.
+
+        Else two copies that are both at work would take turns over sessions, and never be seen.
+        """
+        if self._store.rows("SELECT 1 FROM boot WHERE did=?", did):
+            raise RemoteError("register first, with the number of this start", code=Code.PHASE)
 
     def trouble(self, did: bytes) -> tuple[str, str, Code]:
         """Why a device is in quarantine: a sentence, a hint, a problem code."""
@@ -124,17 +153,20 @@ class Identities:
     def rekey(self, device: Device, asked: Rekey) -> bytes:
         """Keep a device's new key, not in use yet, and give a new PSK. The same may be asked again.
 
-        Raises: RemoteError with Code.CONFLICT for another generation, or a key that another device has.
+        Raises: RemoteError with Code.CONFLICT for another generation, or a key that another device has or waits with.
         """
         rows = self._store.rows("SELECT gen FROM rekey WHERE did=?", device.did)
         gen = rows[0][0] if rows else 0
         if asked.gen != gen + 1:
             raise RemoteError(f"generation {asked.gen}, {gen + 1} is the next", code=Code.CONFLICT)
-        if self._store.rows("SELECT 1 FROM device WHERE pk=?", asked.pk):
-            raise RemoteError("this key is in use", code=Code.CONFLICT)
         psk = os.urandom(32)
         with self._store.write() as db:
-            db.execute("INSERT OR REPLACE INTO rekey VALUES(?,?,?,?)", (device.did, gen, asked.pk, psk))
+            check_unused(db, device.did, asked.pk)
+            db.execute(
+                "INSERT INTO rekey VALUES(?,?,?,?) ON CONFLICT(did) DO UPDATE SET pk=excluded.pk, psk=excluded.psk",
+                (device.did, gen, asked.pk, psk),
+            )
+        self.cut(Identity(Kind.NEXT, device.did))  # by the PSK that was given before
         return psk
 
     def use_new_key(self, did: bytes) -> None:
@@ -145,7 +177,12 @@ class Identities:
                 return
             db.execute("UPDATE device SET pk=?, psk=? WHERE did=?", (*found, did))
             db.execute("UPDATE rekey SET gen=gen+1, pk=NULL, psk=NULL WHERE did=?", (did,))
+        self.cut(Identity(Kind.DEVICE, did))
         log.info("device has a new key device=%s", did.hex()[:8])
+
+    def _cut_device(self, did: bytes) -> None:
+        for kind in (Kind.DEVICE, Kind.NEXT):
+            self.cut(Identity(kind, did))
 
     def _quarantine(self, did: bytes, why: str, code: Code) -> None:
         with self._store.write() as db:
@@ -161,15 +198,3 @@ def release(store: Store, did: bytes) -> None:
     with store.write() as db:
         db.execute("UPDATE device SET state='active' WHERE did=? AND state='quarantined'", (did,))
         db.execute("DELETE FROM boot WHERE did=?", (did,))
-
-
-def device_of(identity: str) -> bytes:
-    """The id of the device that a PSK identity names."""
-    return _hex(identity[len(NEXT) :] if identity.startswith(NEXT) else identity)
-
-
-def _hex(text: str) -> bytes:
-    try:
-        return bytes.fromhex(text)
-    except ValueError:
-        return b""

@@ -15,7 +15,7 @@ from fl_tiny.learn.head import HeadSpec, default_layers, head_spec
 from fl_tiny.learn.loss import Task
 from fl_tiny.learn.tflite import Model, read_model
 from fl_tiny.protocol import cbor, signed, wire
-from fl_tiny.protocol.fields import cut_text, to_map
+from fl_tiny.protocol.fields import cut_text, is_shown, to_map
 from fl_tiny.protocol.manifest import ManifestFile, manifest_of, spec_of
 from fl_tiny.protocol.prepare import settled
 from fl_tiny.protocol.preprocess import LIMIT, Preprocess
@@ -139,7 +139,7 @@ def fitting(model_file: Path, file: ManifestFile) -> Settled:
 
 def _name(file: Path) -> str:
     """A model's name as a manifest can carry it."""
-    return cut_text("".join(c for c in file.stem if c.isprintable()), 32) or "model"
+    return cut_text("".join(c for c in file.stem if is_shown(f"-{c}-")), 32).strip() or "model"
 
 
 def _read_table(file: Path | None, settings: Path | None, model: Model) -> Preprocess | None:
@@ -172,4 +172,7 @@ def _labels(file: Path | None, data: bytes, spec: HeadSpec) -> tuple[str, ...] |
         raise DataError(
             f"{len(labels or ())} labels of {size} B; at most {wire.MAX_LABELS} of 48 B, {wire.LABELS_LIMIT} B in all"
         )
+    unseen = next((label for label in labels or () if not is_shown(label)), None)
+    if unseen is not None:
+        raise DataError(f"the label {unseen!r} holds what cannot be seen", hint="one name a line, of printable text")
     return labels

@@ -9,19 +9,19 @@ import logging
 import math
 import os
 import time
+import weakref
 from collections.abc import Awaitable, Callable
 
-from fl_tiny.errors import EnvironmentFault, FlTinyError, RemoteError
+from fl_tiny.errors import Conflict, EnvironmentFault, FlTinyError, RemoteError
 from fl_tiny.gateway.budget import MEMBER, Shares, TooMuch
 from fl_tiny.gateway.commit import Commits
-from fl_tiny.gateway.identity import device_of
 from fl_tiny.gateway.service import Gateway
 from fl_tiny.gateway.space import check_room
 from fl_tiny.gateway.tables import Device, Entry, Version
-from fl_tiny.net.coap import SPREAD, Request, Response
+from fl_tiny.net.coap import SPREAD, Request, Response, SessionHandle
 from fl_tiny.protocol import problem, signed, wire
-from fl_tiny.protocol.pairing import PAIR
-from fl_tiny.protocol.rekey import NEXT, Rekeyed, checked
+from fl_tiny.protocol.identity import Identity, Kind, identity_of
+from fl_tiny.protocol.rekey import Rekeyed, checked
 from fl_tiny.protocol.rounds import Answered, Submitting, raise_refusal
 from fl_tiny.protocol.submission import Submission
 from fl_tiny.protocol.wire import Code
@@ -37,7 +37,7 @@ ETAGS = 16  # of bodies, remembered
 BODY_BYTES = Submission.LIMIT  # of a request that comes in blocks, from a device on another CoAP stack
 NOT_FOUND, NOT_ALLOWED, UNAUTHORISED = "4.04", "4.05", "4.01"
 DIRECTORY = '</d>;rt="fl.device";ct=60,</m>;rt="fl.head";ct=18;obs,</o>;rt="fl.offer";ct=60,</u>;rt="fl.update"'
-PEER = "peer:"
+UNCOUNTED = (("POST", ("d",)), ("GET", ("d",)), ("POST", ("k",)))  # before a session has said which start it is of
 WHOLE = ("u",)  # the path that takes an update in one piece, in blocks
 
 Answer = Response | Awaitable[Response]  # awaitable: it waits for the disk
@@ -54,6 +54,7 @@ class Resources:
         self._commits = Commits(gateway)
         self._shares = Shares()
         self._etags: dict[tuple[str, tuple[str, ...]], bytes] = {}
+        self._counted: weakref.WeakSet[SessionHandle] = weakref.WeakSet()  # sessions of a start that has been counted
         self.refused = 0
         self._table: dict[tuple[str, str], Resource] = {
             ("POST", "d"): self._register,
@@ -74,16 +75,12 @@ class Resources:
 
     def key_of(self, identity: str) -> bytes | None:
         """The PSK of an identity, or None: what the DTLS front door asks."""
-        if identity.startswith(PAIR):
-            code = self._store.pairing(device_of(identity[len(PAIR) :]))
-            return code.secret if code else None
-        if identity.startswith(PEER):
-            return self._store.peer(identity[len(PEER) :])
         return self._identities.key_of(identity)
 
     def body_bytes(self, identity: str) -> int:
         """How much an identity may send in blocks: devices alone have reason to."""
-        return 0 if identity.startswith((PAIR, PEER)) else BODY_BYTES
+        who = identity_of(identity)
+        return BODY_BYTES if who is not None and who.is_device else 0
 
     def burst(self) -> float:
         """How many requests a member may make at once: a model, a head, an update and as much again, at full speed."""
@@ -108,6 +105,8 @@ class Resources:
             return Response("5.03", problem.encode(fault), PROBLEM, max_age=wait_s)
         except RemoteError as fault:
             self.refused += 1
+            if isinstance(fault, Conflict):  # a check of ours is missing: the tables were the last fence
+                log.error("request refused path=/%s: %s", "/".join(request.path), fault)
             return Response(problem.COAP_CODE[Code(fault.code)], problem.encode(fault), PROBLEM)
         except EnvironmentFault as fault:
             log.error("request failed path=/%s: %s", "/".join(request.path), fault)
@@ -116,16 +115,18 @@ class Resources:
 
     def put_off(self, identity: str, seconds: float) -> None:
         """An identity was told to come again in so many seconds: until then a device's silence means nothing."""
-        if not identity.startswith((PAIR, PEER)):
-            self._gateway.attendance.put_off(device_of(identity), time.monotonic(), seconds * SPREAD)
+        who = identity_of(identity)
+        if who is not None and who.is_device:
+            self._gateway.attendance.put_off(who.id, time.monotonic(), seconds * SPREAD)
 
     def _dispatch(self, request: Request) -> Answer:
-        if request.identity.startswith(PAIR):
-            return self._for_newcomer(request)
+        who = _who(request)
+        if who.kind is Kind.PAIRING:
+            return self._for_newcomer(request, who.id)
         if request.method == "GET" and request.path == (".well-known", "core"):
             return Response("2.05", DIRECTORY.encode(), LINKS)
-        if request.identity.startswith(PEER):
-            return self._for_peer(request)
+        if who.kind is Kind.PEER:
+            return self._for_peer(request, who.id)
         if request.method == "GET" and request.path[:1] == ("m",):
             did = self._active(request).did
             return self._model(request, self._gateway.models.head(did, self._gateway.head), did)
@@ -138,12 +139,15 @@ class Resources:
             self._shares.costly(request.identity, time.monotonic())
         return resource(request, device)
 
-    def _for_newcomer(self, request: Request) -> Response:
+    def _for_newcomer(self, request: Request, token: bytes) -> Response:
         if (request.method, request.path) != ("POST", ("e",)):
             return _refusal(UNAUTHORISED, "a pairing code opens /e only")
-        return self._enrol(request)
+        return self._enrol(request, token)
 
-    def _for_peer(self, request: Request) -> Response:
+    def _for_peer(self, request: Request, name: bytes) -> Response:
+        if name not in self._store.peers():
+            request.session.close()
+            raise RemoteError("this peer is revoked", code=Code.REVOKED)
         if request.method == "GET" and request.path[:1] == ("m",):
             return self._model(request, self._gateway.head)
         if (request.method, request.path) != ("GET", ("d",)):
@@ -151,7 +155,7 @@ class Resources:
         return Response("2.05", wire.encode(wire.Own("peer", self._gateway.head.number)), CBOR)
 
     def _active(self, request: Request) -> Device:
-        device = self._store.device(device_of(request.identity))
+        device = self._store.device(_who(request).id)
         if device is None or device.state == "revoked":
             request.session.close()
             raise RemoteError("this device is revoked", code=Code.REVOKED)
@@ -159,12 +163,14 @@ class Resources:
             raise RemoteError(*self._identities.trouble(device.did))
         if device.state != "active" and (request.method, request.path) != ("POST", ("d",)):
             raise RemoteError("register first", code=Code.PHASE)
+        if request.session not in self._counted and (request.method, request.path) not in UNCOUNTED:
+            self._identities.check_uncounted(device.did)
         self._gateway.attendance.is_at_work(device.did, time.monotonic())
         return device
 
     # ---- enrolment and presence -----------------------------------------------------------------------------
 
-    def _enrol(self, request: Request) -> Response:
+    def _enrol(self, request: Request, token: bytes) -> Response:
         binding = request.session.exporter(signed.EXPORTER_LABEL, signed.EXPORTER_BYTES)
         enrol = wire.decode(wire.Enrol, signed.payload_of(request.payload))
         signed.verify(request.payload, enrol.pk, binding=binding)
@@ -175,7 +181,7 @@ class Resources:
         check_room(self._store.folder)
         psk = os.urandom(32)
         try:
-            self._store.enrol(device_of(request.identity[len(PAIR) :]), did, enrol.pk, psk, enrol.name)
+            self._store.enrol(token, did, enrol.pk, psk, enrol.name)
         except RemoteError as fault:  # the operator sees both: whose card was read by somebody, or copied
             log.warning("enrolment refused device=%s name=%s why=%r", did.hex()[:8], enrol.name, fault.what)
             raise
@@ -191,14 +197,18 @@ class Resources:
             raise RemoteError("registered under another id", code=Code.SIGNATURE)
         if wire.VERSION not in register.versions:
             raise RemoteError(f"this gateway speaks version {wire.VERSION}", code=Code.VERSION)
-        self._identities.started(device, register)
+        anew = self._identities.started(device, register)
+        if None not in (register.boots, register.boot):
+            self._counted.add(request.session)
         if device.state == "pending":
             self._store.activate(device.did)
-        if request.identity.startswith(NEXT):
+        if _who(request).kind is Kind.NEXT:
             self._identities.use_new_key(device.did)
+        else:
+            self._identities.cut(Identity(Kind.NEXT, device.did))  # one session a device
         self._gateway.able[device.did] = register.encodings or (wire.Encoding.INT8,)
         self._gateway.bundles.registered(device.did, register)
-        told = self._gateway.registered(device)
+        told = self._gateway.registered(device, anew=anew)
         return Response("2.04", wire.encode(wire.Registered(wire.VERSION, told.poll_ms, told.epoch)), CBOR)
 
     def _rekey(self, request: Request, device: Device) -> Response:
@@ -258,8 +268,8 @@ class Resources:
 
     def _piece(self, request: Request, device: Device) -> Response:
         match request.path:
-            case ("b", name, number) if number.isdecimal() and len(number) <= 6:
-                found = self._gateway.bundles.piece(device.did, name, int(number))
+            case ("b", name, number):
+                found = self._gateway.bundles.piece(device.did, name, _number(number))
                 if found is not None:
                     return Response("2.05", found, OCTETS, hashlib.sha256(found).digest()[:8])
         return _refusal(NOT_FOUND, "no such piece of a bundle for this device")
@@ -278,12 +288,14 @@ class Resources:
 
     def _chunk(self, request: Request, device: Device) -> Response:
         match request.path:
-            case ("u", sid, unit) if unit.isdecimal() and len(unit) <= 6:
+            case ("u", sid, unit):
+                _raw(sid)
+                at = _number(unit)
                 self._may_submit(device)
                 check_room(self._store.folder)
                 if not self._gateway.uploads.is_under_way(device.did, sid):
                     self._shares.costly(request.identity, time.monotonic())
-                self._gateway.uploads.put(device.did, sid, int(unit), request.payload)
+                self._gateway.uploads.put(device.did, sid, at, request.payload)
                 return Response("2.04")
         return _refusal(NOT_FOUND, "a chunk goes to /u/SID/UNIT")
 
@@ -379,12 +391,32 @@ def _refusal(coap_code: str, why: str, code: Code = Code.NONE) -> Response:
 
 def _sid(request: Request) -> tuple[str, bytes]:
     """The path's sid as text and as its 8 bytes. Raises: RemoteError."""
-    if len(request.path) == 2:
-        sid = request.path[1]
-        try:
-            raw = base64.urlsafe_b64decode(sid + "=" * (-len(sid) % 4))
-        except ValueError:
-            raw = b""
-        if len(raw) == 8:
-            return sid, raw
-    raise RemoteError("an upload is named by 8 bytes in base64url", code=Code.SCHEMA)
+    if len(request.path) != 2:
+        raise RemoteError("an upload is at /u/SID", code=Code.SCHEMA)
+    return request.path[1], _raw(request.path[1])
+
+
+def _raw(sid: str) -> bytes:
+    """The 8 bytes that name an upload. Raises: RemoteError for another spelling than ``wire.name_of`` has."""
+    try:
+        raw = base64.urlsafe_b64decode(sid + "=" * (-len(sid) % 4))
+    except ValueError:
+        raw = b""
+    if len(raw) != 8 or wire.name_of(raw) != sid:
+        raise RemoteError("an upload is named by 8 bytes in base64url", code=Code.SCHEMA)
+    return raw
+
+
+def _number(text: str) -> int:
+    """A number in a path. Raises: RemoteError for one that is too long, or spelled otherwise than in plain digits."""
+    if not (text.isascii() and text.isdecimal() and len(text) <= 6 and str(int(text)) == text):
+        raise RemoteError("a number of up to six digits, without leading zeros, is wanted", code=Code.SCHEMA)
+    return int(text)
+
+
+def _who(request: Request) -> Identity:
+    """Whose session a request came over. Raises: RemoteError for an identity that has no key here."""
+    who = identity_of(request.identity)
+    if who is None:
+        raise RemoteError("this is nobody's identity", code=Code.SIGNATURE)
+    return who

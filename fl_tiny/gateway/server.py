@@ -25,7 +25,6 @@ from fl_tiny.gateway.store import Store
 from fl_tiny.gateway.strategies import strategy_named
 from fl_tiny.net.coap import Limits, Server
 from fl_tiny.protocol import signed
-from fl_tiny.protocol.rekey import NEXT
 from fl_tiny.protocol.rounds import RoundSettings
 from fl_tiny.protocol.strategy import Options
 from fl_tiny.protocol.wire import Train
@@ -124,11 +123,8 @@ async def _serve(
     for handler in logging.getLogger().handlers:
         handler.addFilter(quiet)
 
-    def cut(did: bytes) -> None:
-        server.drop_identity(did.hex())
-        server.drop_identity(NEXT + did.hex())
-
-    gateway.emit, gateway.cut, gateway.published = say, cut, server.changed
+    gateway.emit, gateway.published = say, server.changed
+    gateway.identities.cut = lambda who: server.drop_identity(who.text)
     web = None
     try:
         store.put(uri=server.uri, bound=_bound(settings.bind, server.port))

@@ -84,7 +84,6 @@ class Gateway:
         self.models = models
         self.bundles = Bundles(store)
         self.identities = Identities(store)
-        self.cut: Callable[[bytes], None] = lambda did: None  # ends a device's session
         self.settings = settings
         self.train = train
         self.strategy = strategy or FedAvg()
@@ -120,11 +119,11 @@ class Gateway:
         """Of the model that rounds train."""
         return self.models.current.manifest
 
-    def registered(self, device: Device) -> wire.Next:
-        """A device has come, perhaps anew after a crash."""
+    def registered(self, device: Device, *, anew: bool = True) -> wire.Next:
+        """A device has come. anew: perhaps after a crash; else the same start of it, over another session."""
         self.attendance.came(device, time.monotonic())
         if self.models.trains(device.did):
-            self.handle(Came(device.did))
+            self.handle(Came(device.did, anew))
         return self.saw(device)
 
     def heard(self, device: Device, beat: wire.Heartbeat) -> wire.Next:
@@ -195,8 +194,7 @@ class Gateway:
 
     def drop_revoked(self) -> None:
         """Devices may have been revoked, or put in quarantine: out with their sessions, and with their updates."""
-        for did in self.identities.to_cut(time.monotonic()):
-            self.cut(did)
+        self.identities.cut_out(time.monotonic())
         revoked = self.identities.out & set(self.attendance.known)
         if not revoked:
             return

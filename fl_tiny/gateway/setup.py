@@ -25,10 +25,13 @@ from fl_tiny.learn.requant import patch, requantise
 from fl_tiny.learn.tflite import read_model
 from fl_tiny.protocol import pairing, signed, wire
 from fl_tiny.protocol.aggregate import WHOLE
+from fl_tiny.protocol.fields import is_shown
+from fl_tiny.protocol.identity import Identity, Kind
 from fl_tiny.protocol.manifest import ManifestFile, spec_of
 from fl_tiny.protocol.update import HeadBody, decode_head
 
 GATEWAY_KEY = "gateway.key"
+SHOWN = 6  # ids in a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +103,17 @@ def new_codes(directory: Path, count: int, seconds: float) -> list[str]:
 
 def new_peer(directory: Path, name: str) -> tuple[str, str]:
     """(identity, key) of a new read-only peer; the key is 32 base64url characters, used as its bytes."""
-    if not (0 < len(name.encode()) <= 32 and name.isprintable() and " " not in name):
-        raise ConfigError(f"{name!r} is no name for a peer", hint="1 to 32 printable characters without spaces")
+    if not (0 < len(name.encode("utf-8", "replace")) <= 32 and is_shown(name) and " " not in name):
+        raise ConfigError(f"{name!r} is no name for a peer", hint="1 to 32 bytes that can be seen, without spaces")
     key = base64.urlsafe_b64encode(os.urandom(24)).decode()
     Store.open(directory / statedir.DATABASE).add_peer(name, key.encode())
-    return f"peer:{name}", key
+    return Identity(Kind.PEER, name.encode()).text, key
+
+
+def revoke_peer(directory: Path, name: str) -> None:
+    """Take a peer's key away; a running gateway ends its session within a second. Raises: DataError."""
+    if not Store.open(directory / statedir.DATABASE).remove_peer(name):
+        raise DataError(f"no peer is called {name!r}", hint=f"fl-tiny gateway peer list {directory}")
 
 
 def write_cards(out: Path, codes: list[str]) -> None:
@@ -119,13 +128,19 @@ def write_cards(out: Path, codes: list[str]) -> None:
 
 
 def find_device(store: Store, which: str) -> Device:
-    """The device that ``which`` names: an id, a unique prefix of one, or a name. Raises: DataError."""
+    """The device that ``which`` names: an id, or what one device alone has as its name or as the beginning of its id.
+
+    No name is an id (``protocol.identity.name_fault``), so an id in full says always which is meant.
+    Raises: DataError when there is none, or more than one.
+    """
     devices = store.devices()
-    found = [d for d in devices if which and d.did.hex().startswith(which.lower())]
-    found = [d for d in devices if d.name == which] or found
-    if len(found) != 1:
-        why = "no device is" if not found else f"{len(found)} devices are"
-        raise DataError(f"{why} called {which!r}", hint="fl-tiny gateway devices DIR lists them")
+    found = [d for d in devices if d.did.hex() == which]
+    found = found or [d for d in devices if which and (d.did.hex().startswith(which) or d.name == which)]
+    if not found:
+        raise DataError(f"no device is called {which!r}", hint="fl-tiny gateway devices DIR lists them")
+    if len(found) > 1:
+        ids = ", ".join(d.did.hex() for d in found[:SHOWN]) + (", ..." if len(found) > SHOWN else "")
+        raise DataError(f"{len(found)} devices may be meant by {which!r}: {ids}", hint="say the id in full")
     return found[0]
 
 

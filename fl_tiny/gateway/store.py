@@ -15,7 +15,7 @@ from typing import Any
 
 from fl_tiny import database
 from fl_tiny.database import transaction
-from fl_tiny.errors import ConfigError, RemoteError
+from fl_tiny.errors import ConfigError, Conflict, RemoteError
 from fl_tiny.gateway.tables import (
     MIGRATIONS,
     SCHEMA,
@@ -27,6 +27,7 @@ from fl_tiny.gateway.tables import (
     Version,
     abort_open,
     bytes_to_floats,
+    check_unused,
     consume_updates,
     floats_to_bytes,
     insert_round,
@@ -126,9 +127,14 @@ class Store:
     def enrol(self, token: bytes, did: bytes, pk: bytes, psk: bytes, name: str | None) -> None:
         """Bind a pairing code to a public key and keep the device as pending; the same key may come again.
 
-        Raises: RemoteError with Code.PAIRING when the code is unknown, expired or another key's.
+        Raises: RemoteError with Code.PAIRING when the code is unknown, expired or another key's; with Code.CONFLICT
+        when the key is in use elsewhere, or is one that its device has replaced.
         """
         with self._transaction() as db:
+            check_unused(db, did, pk)
+            known = self.device(did)
+            if known is not None and known.pk != pk:
+                raise RemoteError("this device has another key by now", code=Code.CONFLICT)
             code = self.pairing(token)
             if code is None or (code.pk is not None and code.pk != pk):
                 raise RemoteError("this pairing code was used by another device or has expired", code=Code.PAIRING)
@@ -184,13 +190,17 @@ class Store:
         try:
             with self._transaction() as db:
                 db.execute("INSERT INTO peer VALUES(?,?)", (name, psk))
-        except sqlite3.IntegrityError as cause:
+        except Conflict as cause:
             raise ConfigError(f"there is a peer {name} already") from cause
 
-    def peer(self, name: str) -> bytes | None:
-        """A peer's key."""
-        row = self._db.execute("SELECT psk FROM peer WHERE name=?", (name,)).fetchone()
-        return row[0] if row else None
+    def peers(self) -> dict[bytes, bytes]:
+        """The key of each peer, by its name as UTF-8."""
+        return dict(self._db.execute("SELECT CAST(name AS BLOB), psk FROM peer ORDER BY name"))
+
+    def remove_peer(self, name: str) -> bool:
+        """Take a peer's key away; False when there is none of this name."""
+        with self._transaction() as db:
+            return db.execute("DELETE FROM peer WHERE name=?", (name,)).rowcount > 0
 
     # ---- rounds ---------------------------------------------------------------------------------------------
 
@@ -319,8 +329,10 @@ class Store:
 
     def to_forget(self) -> list[bytes]:
         """Devices that a command has asked to forget, and that still have sums."""
-        found = self._db.execute("SELECT substr(key, 8) FROM meta WHERE key LIKE 'forget:%' ORDER BY key")
-        return [did for did in (bytes.fromhex(row[0]) for row in found) if self.has_sums(did)]
+        found = self._db.execute(
+            "SELECT did FROM gram WHERE 'forget:'||lower(hex(did)) IN (SELECT key FROM meta) ORDER BY did"
+        )
+        return [row[0] for row in found]
 
     def solved(self) -> int | None:
         """The last head that was solved from sums; later ones go on from it."""
@@ -396,11 +408,6 @@ class Store:
     def version(self, number: int) -> Version:
         """A head by its number."""
         return self._version("WHERE number=?", number)
-
-    def published(self) -> int:
-        """How many rounds have published a head."""
-        count: int = self._db.execute("SELECT max(number) FROM version").fetchone()[0]
-        return count
 
     def _version(self, which: str, *values: Any) -> Version:
         columns = "number, digest, body, signed, residual, steps, weight"

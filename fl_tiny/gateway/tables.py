@@ -8,8 +8,9 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from fl_tiny.errors import RemoteError
 from fl_tiny.protocol.aggregate import Share
-from fl_tiny.protocol.wire import Encoding, Status
+from fl_tiny.protocol.wire import Code, Encoding, Status
 
 SCHEMA_VERSION = 6
 SCHEMA = """
@@ -45,6 +46,7 @@ CREATE TABLE bundle(digest BLOB PRIMARY KEY, board TEXT UNIQUE NOT NULL, release
   share REAL NOT NULL) STRICT;
 CREATE TABLE runs(did BLOB PRIMARY KEY, board TEXT NOT NULL, release TEXT NOT NULL, refused BLOB, code INT,
   why TEXT) STRICT;
+CREATE UNIQUE INDEX rekey_pk ON rekey(pk);
 """
 MIGRATIONS = {  # from this version to the next
     1: """
@@ -72,7 +74,8 @@ CREATE TABLE bundle(digest BLOB PRIMARY KEY, board TEXT UNIQUE NOT NULL, release
 CREATE TABLE runs(did BLOB PRIMARY KEY, board TEXT NOT NULL, release TEXT NOT NULL, refused BLOB, code INT,
   why TEXT) STRICT;
 """,
-    # weight, factor: what of an update counted (protocol/aggregate.py); NULL: all of it, as before version 6
+    # weight, factor: what of an update counted (protocol/aggregate.py); NULL: all of it, as before version 6.
+    # A key that waits for two devices, or is in use: none of them gets it, and the keys that they have go on working.
     5: """
 ALTER TABLE ledger ADD COLUMN weight INT;
 ALTER TABLE ledger ADD COLUMN factor INT;
@@ -80,6 +83,10 @@ ALTER TABLE ledger ADD COLUMN outlier REAL;
 ALTER TABLE round ADD COLUMN did BLOB;
 UPDATE round SET did=(SELECT did FROM device WHERE lower(hex(device.did))=why), why=NULL WHERE kind='forget';
 CREATE INDEX ledger_did ON ledger(did, consumed_by);
+UPDATE rekey SET pk=NULL, psk=NULL WHERE pk IN (SELECT pk FROM device)
+  OR pk IN (SELECT pk FROM rekey WHERE pk IS NOT NULL GROUP BY pk HAVING count(*)>1);
+CREATE UNIQUE INDEX rekey_pk ON rekey(pk);
+UPDATE device SET name=NULL WHERE length(name)=32 AND lower(name) NOT GLOB '*[^0-9a-f]*';
 """,
 }
 
@@ -157,7 +164,7 @@ def floats_to_bytes(values: Sequence[float] | None) -> bytes | None:
 
 def bytes_to_floats(blob: bytes | None) -> tuple[float, ...] | None:
     """A float64 blob as floats, NULL as None."""
-    return None if blob is None else struct.unpack(f"<{len(blob) // 8}d", blob)
+    return None if blob is None else struct.unpack_from(f"<{len(blob) // 8}d", blob)
 
 
 def insert_version(db: sqlite3.Connection, v: Version) -> None:
@@ -209,6 +216,17 @@ def consume_updates(
         ],
     )
     db.execute("UPDATE version SET residual=x'' WHERE number=?", (number - 1,))
+
+
+def check_unused(db: sqlite3.Connection, did: bytes, pk: bytes) -> None:
+    """Look whether a public key may be this device's, within a transaction.
+
+    Raises: RemoteError with Code.CONFLICT when another device has it, or waits to use it.
+    """
+    tables = ("device", "rekey")
+    query = " UNION ALL ".join(f"SELECT 1 FROM {table} WHERE pk=?1 AND did!=?2" for table in tables)  # noqa: S608 - ours
+    if db.execute(query, (pk, did)).fetchone():
+        raise RemoteError("this key is in use", code=Code.CONFLICT)
 
 
 def reject_updates(db: sqlite3.Connection, did: bytes) -> None:

@@ -17,6 +17,7 @@ import socket
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from starlette.requests import Request
@@ -30,6 +31,7 @@ from fl_tiny.gateway import setup
 from fl_tiny.gateway.service import Emit, Gateway
 from fl_tiny.gateway.store import Store
 from fl_tiny.net.coap import Server
+from fl_tiny.protocol.fields import shown
 
 log = logging.getLogger(__name__)
 
@@ -83,14 +85,23 @@ class View:
         model = ("name", "counter", "layers", "parameters", "size", "labels")
         with contextlib.closing(Store.open(self._path)) as store:
             state = {
-                "status": {**setup.summary(store, running=True), "published": store.published(), "left_s": left_s},
+                "status": {**setup.summary(store, running=True), "published": store.head().number, "left_s": left_s},
                 "model": {name: getattr(self._gateway.manifest, name) for name in model},
                 "rounds": store.rounds()[-ROUNDS_SHOWN:],
                 "devices": [{**row, "online": row["id"] in online} for row in setup.device_rows(store)],
                 "traffic": traffic,
                 "pair": self._pair,
             }
-        return json.dumps(state).encode()
+        return json.dumps(_seen(state)).encode()
+
+
+def _seen(value: Any) -> Any:
+    """A document whose texts show all that they are (``protocol.fields.shown``); an older ledger's may not."""
+    if isinstance(value, dict):
+        return {key: _seen(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_seen(each) for each in value]
+    return shown(value) if isinstance(value, str) else value
 
 
 class Connection(H11Protocol):

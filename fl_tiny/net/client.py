@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fl_tiny.errors import EnvironmentFault, RemoteError
@@ -35,6 +35,17 @@ FIRST_OF_MANY_S = 4.0  # for each address of a name but the last
 RESTARTS = 3  # of a block-wise transfer whose resource changed on the way
 
 
+@dataclass(frozen=True, slots=True)
+class Greeting:
+    """A request that goes first over a new session. check: is told the answer; what it raises ends the session."""
+
+    method: str
+    path: tuple[str, ...]
+    payload: bytes
+    content_format: int | None
+    check: Callable[[Response], None]
+
+
 class Client:
     """A device's link to its gateway: one DTLS session at a time, made anew whenever the old one has gone stale."""
 
@@ -53,6 +64,7 @@ class Client:
         self._closed = False
         self.counters = Counters()
         self.is_patient = True  # waits while the gateway answers 5.03
+        self.greeting: Greeting | None = None  # goes first over each session that follows the present one
         self.took: Callable[[float, bool], None] = _nobody_asks  # told of each request, see ``_exchange``
         self.kept: bulk.Bodies = {}  # the body that did not come whole; another client may go on with it
 
@@ -354,14 +366,36 @@ class Client:
             patience = HANDSHAKE_S if address == addresses[-1] else FIRST_OF_MANY_S
             try:
                 until = asyncio.get_running_loop().time() + patience
-                self._link = await self._shake_hands(address, until, refused_s)
-                return self._link
+                link = await self._shake_hands(address, until, refused_s)
+                await self._greet(link)
+                self._link = link
+                return link
             except OSError as e:
                 fault = EnvironmentFault(f"no way to {address[0]} port {address[1]}: {e.strerror}", "check the network")
                 fault.__cause__ = e
             except _NoAnswer as e:
                 fault = e
         raise fault
+
+    async def _greet(self, link: Connection) -> None:
+        """Say what goes first over a session, which is closed unless it is taken. Raises: as ``Greeting.check``."""
+        said, patience, wait_s = self.greeting, Patience(), 0.0
+        try:
+            while said is not None:
+                await asyncio.sleep(wait_s)
+                timing = transport.Timing(self._lan_timing, True, self._way.timeout_s)
+                options: Any = {"content_format": said.content_format, "etag": None, "block2": None}
+                asked = from_request(said.method, said.path, said.payload, timing=timing, remote=link.remote, **options)
+                answer = await self._exchange(link, asked, timing.ACK_TIMEOUT)
+                if answer is None:
+                    raise _NoAnswer
+                wait_s = patience.wait_s(to_response(answer), asyncio.get_running_loop().time())
+                if not wait_s:
+                    said.check(to_response(answer))
+                    return
+        except BaseException:
+            link.close("session not greeted")
+            raise
 
     async def _shake_hands(self, address: tuple[str, int, int], until: float, refused_s: float) -> Connection:
         loop, alerts, refused = asyncio.get_running_loop(), 0, False

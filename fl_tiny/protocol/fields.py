@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import fields
 from typing import Any, NamedTuple, TypeVar, cast, get_type_hints
@@ -13,6 +14,12 @@ from fl_tiny.errors import MalformedMessage
 
 M = TypeVar("M")
 Read = Callable[[Any, str], Any]
+
+# What Python calls printable and nobody sees, and braille without a dot.
+# Source: DerivedCoreProperties.txt, Default_Ignorable_Code_Point.
+_UNSEEN = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
 
 
 class Key(NamedTuple):
@@ -59,6 +66,39 @@ def text(low: int, high: int) -> Read:
 def cut_text(value: str, size: int) -> str:
     """The beginning of a text that fits ``size`` bytes of UTF-8, with no character cut in two."""
     return value.encode()[:size].decode("utf-8", "ignore")
+
+
+def shown_text(low: int, high: int) -> Read:
+    """A text of ``low`` to ``high`` bytes of UTF-8 that shows all that it is (``is_shown``)."""
+    bounded = text(low, high)
+
+    def read(value: Any, where: str) -> str:
+        found: str = bounded(value, where)
+        if not is_shown(found):
+            raise MalformedMessage(f"{where} holds what cannot be seen, or begins or ends with a blank")
+        return found
+
+    return read
+
+
+def sentence(low: int, high: int) -> Read:
+    """A text of ``low`` to ``high`` bytes of UTF-8 that says why; what cannot be seen in it comes escaped."""
+    bounded = text(low, high)
+    return lambda value, where: shown(bounded(value, where))
+
+
+def is_shown(text: str) -> bool:
+    """Does a text show all that it is: no control, no direction, nothing without a width, no blank at its ends?"""
+    return shown(text) == text == text.strip()
+
+
+def shown(text: str) -> str:
+    """``text`` with what cannot be seen, or changes how the rest is seen, as escapes of Python."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() and not _UNSEEN.match(c) else c.encode("unicode_escape", "replace").decode() for c in text
+    )
 
 
 def choice(*words: str) -> Read:

@@ -9,10 +9,10 @@ import re
 from dataclasses import dataclass
 
 from fl_tiny.errors import RemoteError
+from fl_tiny.protocol.identity import Identity, Kind
 from fl_tiny.protocol.wire import Code
 
 PREFIX = "FL1"
-PAIR = "pair:"  # before a token: the PSK identity of one enrolment
 TOKEN_BYTES = 8
 SECRET_BYTES = 16
 _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"  # RFC 4648 base32: no 0, 1, 8
@@ -30,7 +30,7 @@ class PairingCode:
     @property
     def identity(self) -> str:
         """The PSK identity of the one enrolment this code is for."""
-        return PAIR + self.token.hex()
+        return Identity(Kind.PAIRING, self.token).text
 
 
 def to_text(code: PairingCode) -> str:

@@ -11,7 +11,6 @@ from fl_tiny.protocol import signed, wire
 from fl_tiny.protocol.fields import Key, blob, uint
 from fl_tiny.protocol.wire import DID, PK, U32, Code
 
-NEXT = "next:"  # before a did: the PSK identity under which the new PSK is first used
 _CONTEXT = b"fl-tiny/1 rekey"
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fl_tiny.errors import DataError
-from fl_tiny.protocol.fields import Key, blob, text, uint
+from fl_tiny.protocol.fields import Key, blob, sentence, shown_text, uint
 
 RELEASE_BYTES = 32
 NAME_BYTES = 64
@@ -47,7 +47,7 @@ class Bundle:
 
     digest: Annotated[bytes, Key(1, blob(32))]
     size: Annotated[int, Key(2, uint(1, BUNDLE_LIMIT))]
-    release: Annotated[str, Key(3, text(1, RELEASE_BYTES))]
+    release: Annotated[str, Key(3, shown_text(1, RELEASE_BYTES))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class BundleRefusal:
 
     name: Annotated[bytes, Key(1, blob(8))]
     code: Annotated[int, Key(2, uint(0, 99))]
-    why: Annotated[str, Key(3, text(0, WHY_BYTES))]
+    why: Annotated[str, Key(3, sentence(0, WHY_BYTES))]
 
 
 def rank_of(number: str) -> tuple[int, ...]:

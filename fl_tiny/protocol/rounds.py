@@ -74,9 +74,10 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Came:
-    """A device came online, perhaps anew after a crash: what it had joined before, it must join again."""
+    """A device came online. anew: perhaps after a crash: what it had joined before, it must join again."""
 
     did: bytes
+    anew: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +263,7 @@ class Rounds:
         if r is not None:
             r.expected.add(event.did)
             r.lost.discard(event.did)
-            if event.did not in r.delivered:
+            if event.anew and event.did not in r.delivered:
                 r.joined.discard(event.did)
         return []
 

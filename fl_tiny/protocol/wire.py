@@ -22,7 +22,8 @@ from fl_tiny.protocol.codepoints import Encoding as Encoding
 from fl_tiny.protocol.codepoints import Lack as Lack
 from fl_tiny.protocol.codepoints import Said as Said
 from fl_tiny.protocol.codepoints import Status as Status
-from fl_tiny.protocol.fields import Key, blob, from_map, many, number, part, text, to_map, uint
+from fl_tiny.protocol.fields import Key, blob, from_map, many, number, part, sentence, shown_text, text, to_map, uint
+from fl_tiny.protocol.identity import device_name
 from fl_tiny.protocol.preprocess import Preprocess, described
 from fl_tiny.protocol.release import NAME_BYTES, RELEASE_BYTES, WHY_BYTES, Bundle, BundleRefusal
 
@@ -64,7 +65,7 @@ class Enrol:
 
     KIND: ClassVar[int] = 1
     pk: Annotated[bytes, Key(1, PK)]
-    name: Annotated[str | None, Key(3, text(1, 64))] = None
+    name: Annotated[str | None, Key(3, device_name)] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +93,8 @@ class Register:
     boots: Annotated[int | None, Key(4, uint(0, U32))] = None
     boot: Annotated[bytes | None, Key(5, blob(8))] = None
     encodings: Annotated[tuple[int, ...] | None, Key(6, many(uint(0, 255), 1, 8))] = None
-    board: Annotated[str | None, Key(7, text(1, NAME_BYTES))] = None
-    release: Annotated[str | None, Key(8, text(1, RELEASE_BYTES))] = None
+    board: Annotated[str | None, Key(7, shown_text(1, NAME_BYTES))] = None
+    release: Annotated[str | None, Key(8, shown_text(1, RELEASE_BYTES))] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ class Refusal:
 
     counter: Annotated[int, Key(1, uint(1, U32))]
     code: Annotated[int, Key(2, uint(0, 99))]
-    why: Annotated[str, Key(3, text(0, WHY_BYTES))]
+    why: Annotated[str, Key(3, sentence(0, WHY_BYTES))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,10 +156,10 @@ class Own:
     """
 
     KIND: ClassVar[int] = 17
-    state: Annotated[str, Key(2, text(1, 16))]
+    state: Annotated[str, Key(2, shown_text(1, 16))]
     rounds: Annotated[int, Key(3, uint(0, U32))]
     did: Annotated[bytes | None, Key(1, DID)] = None
-    why: Annotated[str | None, Key(4, text(0, WHY_BYTES))] = None
+    why: Annotated[str | None, Key(4, sentence(0, WHY_BYTES))] = None
 
 
 # ---- models and heads ---------------------------------------------------------------------------------------

@@ -5,12 +5,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
+import tempfile
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from inprocess import enrolled, running
 
 from fl_tiny import config, statedir
@@ -34,8 +39,7 @@ MODEL = Path(__file__).parents[1] / "models/bench/head_64x10.tflite"
 
 @pytest.fixture
 def gw(tmp_path: Path) -> Path:
-    setup.initialise(tmp_path / "gw", MODEL, None, Wanted(None))
-    return tmp_path / "gw"
+    return made(tmp_path / "gw")
 
 
 def opened(gw: Path) -> Store:
@@ -140,6 +144,94 @@ def test_starts_tell_copies_from_restarts(gw: Path, name: str) -> None:
         identity.release(store, device.did)
         start(100, b"Y" * 8)
         assert setup.device_rows(store)[0]["trouble"] is None
+
+
+class Board:
+    """A state folder, and the start of its daemon that runs; what it says to a gateway's identities."""
+
+    def __init__(self, path: Path, did: bytes) -> None:
+        self.path, self.did, self.start = path, did, (0, b"")
+
+    def begin(self) -> None:
+        with closing(DeviceStore.create(self.path)) as store:
+            self.start = (store.count_start(), os.urandom(8))
+
+    def register(self, store: Store) -> None:
+        """Over a new session; whether its answer arrives changes nothing. Raises: RemoteError in quarantine."""
+        found = store.device(self.did)
+        assert found is not None
+        Identities(store).started(found, wire.Register(self.did, (1,), *self.start))  # a gateway that was restarted
+
+
+@given(
+    st.lists(st.sampled_from(["power", "cut before it counts", "session", "answer lost", "request lost"]), max_size=30)
+)
+def test_whatever_is_lost_or_cut_a_lone_device_is_no_copy(steps: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder, closing(opened(made(Path(folder) / "gw"))) as store:
+        device = a_device(store, setup.new_codes(Path(folder) / "gw", 1, 600)[0], b"\x01" * 32)
+        store.activate(device.did)
+        board = Board(Path(folder) / "state.db", device.did)
+        board.begin()
+        for step in steps:
+            if step == "power":
+                board.begin()
+            elif step == "cut before it counts":
+                DeviceStore.create(board.path).close()
+            elif step != "request lost":
+                board.register(store)
+        board.register(store)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), max_size=30))
+def test_two_copies_that_are_both_at_work_are_always_seen(steps: list[tuple[bool, bool]]) -> None:
+    """steps: which of the two, and whether it starts or comes over a new session."""
+    with tempfile.TemporaryDirectory() as folder, closing(opened(made(Path(folder) / "gw"))) as store:
+        device = a_device(store, setup.new_codes(Path(folder) / "gw", 1, 600)[0], b"\x01" * 32)
+        store.activate(device.did)
+        boards = [Board(Path(folder) / name, device.did) for name in ("state.db", "copy.db")]
+        boards[0].begin()
+        boards[0].register(store)
+        shutil.copy(boards[0].path, boards[1].path)
+        boards[1].begin()
+        with pytest.raises(RemoteError) as seen:
+            for which, starts in steps:
+                boards[which].begin() if starts else boards[which].register(store)
+            for which in (0, 1, 0, 1):  # and then both go on
+                boards[which].register(store)
+        assert seen.value.code in (Code.QUARANTINED, Code.RESTORED)
+
+
+def test_a_device_whose_session_is_lost_says_its_start_again_and_keeps_its_join(gw: Path) -> None:
+    async def run() -> None:
+        async with running(gw) as (gateway, server):
+            with closing(opened(gw)) as store:
+                device = a_device(store, setup.new_codes(gw, 1, 600)[0], b"\x01" * 32)
+                store.activate(device.did)
+            link = await Link.open(("127.0.0.1", server.port), device.did.hex(), device.psk, lan_timing=True)
+            await link.register(device.did, 1, A)
+            gateway._open(time.monotonic())
+            rid = gateway.rounds.rid
+            assert rid is not None
+            await link.answer(rid, wire.Said.JOIN)
+            server.drop_identity(device.did.hex())
+            await link.heartbeat(wire.Heartbeat(0, 0))
+            assert server.counters.handshakes_ok == 2
+            assert gateway.rounds.waited_for() == {device.did}, "nobody else than its own start has come"
+            await link.close()
+            again = await Link.open(("127.0.0.1", server.port), device.did.hex(), device.psk, lan_timing=True)
+            with pytest.raises(RemoteError) as refused:
+                await again.heartbeat(wire.Heartbeat(0, 0))  # a session that has not said its start
+            assert refused.value.code == Code.PHASE
+            await again.register(device.did, 2, B)
+            assert gateway.rounds.waited_for() == set(), "a start anew has trained nothing"
+            await again.close()
+
+    asyncio.run(run())
+
+
+def made(gw: Path) -> Path:
+    setup.initialise(gw, MODEL, None, Wanted(None))
+    return gw
 
 
 # ---- enrolment ------------------------------------------------------------------------------------------------

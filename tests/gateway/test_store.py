@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import random
 import sqlite3
@@ -11,9 +12,12 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from inprocess import running
 
-from fl_tiny.errors import ConfigError, DataError, EnvironmentFault, FlTinyError
+from fl_tiny import statedir
+from fl_tiny.errors import ConfigError, Conflict, DataError, EnvironmentFault, FlTinyError
 from fl_tiny.gateway import setup, store, tables
+from fl_tiny.gateway.manifests import Wanted
 from fl_tiny.gateway.store import Store
 from fl_tiny.gateway.tables import Entry, OpenRound, Version
 
@@ -62,6 +66,51 @@ def test_a_file_of_an_older_version_is_read(tmp_path: Path, script: str) -> None
     assert opened.rounds()[0]["state"] == "aborted" and opened.head().number == 0 and opened.epoch is None
     with closing(sqlite3.connect(tmp_path / "state.db")) as db:
         assert db.execute("PRAGMA user_version").fetchone() == (tables.SCHEMA_VERSION,)
+
+
+V5 = f"""{V3}
+CREATE TABLE chunk(did BLOB NOT NULL, sid TEXT NOT NULL, at INT NOT NULL, rid BLOB NOT NULL, body BLOB NOT NULL,
+  PRIMARY KEY(did, at)) STRICT;
+CREATE TABLE bundle(digest BLOB PRIMARY KEY, board TEXT UNIQUE NOT NULL, release TEXT NOT NULL, size INT NOT NULL,
+  share REAL NOT NULL) STRICT;
+CREATE TABLE runs(did BLOB PRIMARY KEY, board TEXT NOT NULL, release TEXT NOT NULL, refused BLOB, code INT,
+  why TEXT) STRICT;
+INSERT INTO rekey VALUES(x'01', 3, x'11', x'99'), (x'02', 0, x'11', x'98'), (x'03', 0, x'bb', x'97'),
+  (x'04', 1, x'44', x'96'), (x'05', 2, NULL, NULL);
+INSERT INTO device(did, pk, psk, state, name) VALUES(x'06', x'60', x'00', 'active', '{"aB" * 16}');
+PRAGMA user_version=5;
+"""
+
+
+def test_keys_that_wait_twice_wait_no_more_in_a_migrated_file_and_no_name_is_an_id(tmp_path: Path) -> None:
+    found = Store.open(made(tmp_path / "state.db", V5))
+    rows = {did: rest for did, *rest in found.rows("SELECT * FROM rekey")}
+    assert rows[b"\x01"] == [3, None, None] and rows[b"\x02"] == [0, None, None], "which of the two is nobody's guess"
+    assert rows[b"\x03"] == [0, None, None], "a device has that key"
+    assert rows[b"\x04"] == [1, b"D", b"\x96"] and rows[b"\x05"] == [2, None, None]
+    assert [d.name for d in found.devices()] == ["kitchen", None]
+    with pytest.raises(Conflict), found.write() as db:
+        db.execute("UPDATE rekey SET pk=x'44' WHERE did=x'01'")
+
+
+def test_one_damaged_row_keeps_no_gateway_from_starting(tmp_path: Path) -> None:
+    gw = tmp_path / "gw"
+    setup.initialise(gw, MODEL, None, Wanted(None))
+    with closing(sqlite3.connect(gw / statedir.DATABASE)) as db:
+        db.execute(
+            "INSERT INTO device(did, pk, psk, state, name) VALUES(x'aa', x'bb', x'cc', 'active', CAST(x'ff41' AS TEXT))"
+        )
+        db.execute("INSERT INTO runs(did, board, release) VALUES(x'aa', 'a board', 'no number')")
+        db.execute("INSERT INTO meta VALUES('forget:no id', 1)")
+        db.commit()
+
+    async def start() -> None:
+        async with running(gw) as (gateway, _):
+            gateway._forget()
+            assert gateway.bundles.wanted(b"\xaa") is None
+            assert [d.name for d in gateway.store.devices()] == ["\ufffdA"]
+
+    asyncio.run(start())
 
 
 def test_a_migration_that_is_cut_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
