@@ -11,8 +11,10 @@ import time
 from collections.abc import Awaitable, Callable
 
 from fl_tiny.errors import EnvironmentFault, FlTinyError, RemoteError
+from fl_tiny.gateway import trouble
 from fl_tiny.gateway.commit import Commits
 from fl_tiny.gateway.identity import device_of
+from fl_tiny.gateway.keys import handover_to, key_of
 from fl_tiny.gateway.service import Gateway
 from fl_tiny.gateway.space import check_room
 from fl_tiny.gateway.tables import Device, Entry, Version
@@ -154,8 +156,10 @@ class Resources:
             raise
         self._identities.enrolled(did, time.monotonic())
         self._gateway.models.forget(did)
+        trouble.holds_key(self._store, did, 0)
         log.info("device enrolled device=%s name=%s", did.hex()[:8], enrol.name)
-        enrolled = wire.Enrolled(did, psk, self._store.get("gateway_pk"), self._store.get("model_pk"))
+        key = key_of(self._store)
+        enrolled = wire.Enrolled(did, psk, key.pk, self._store.get("model_pk"), key.serial or None)
         return Response("2.04", wire.encode(enrolled), CBOR)
 
     def _register(self, request: Request, device: Device) -> Response:
@@ -194,23 +198,34 @@ class Resources:
 
     def _model(self, request: Request, head: Version, did: bytes | None = None) -> Response:
         """head: the newest one for the model that the device ``did`` holds; None: a peer asks."""
-        etag = head.digest[:8]
         if request.path == ("m",):
-            same = request.etag == etag
-            if same:
-                return Response("2.03", etag=etag, watched=True)
-            return Response("2.05", head.signed, COSE, etag, watched=True)
+            etag = signed.digest(head.signed)[:8]  # a head that is published again has the body of an earlier one
+            fresh = Response("2.05", head.signed, COSE, etag, watched=True)
+            return Response("2.03", etag=etag, watched=True) if request.etag == etag else fresh
         if request.path == ("m", "new") and did is not None:
             signed_head = self._gateway.models.new_head(did, self._gateway.head)
             return Response("2.05", signed_head, COSE) if signed_head else _refusal(NOT_FOUND, "no newer model")
         name, part = request.path[1], request.path[2:]
+        if name == "k":
+            return self._handover(part, did)
         message = self._gateway.models.manifest(name) if part == ("s",) else None
         if message is not None:
             return Response("2.05", message, COSE)
         body = self._octets(name, part, head)
-        if body is not None:
-            return Response("2.05", body, OCTETS, hashlib.sha256(body).digest()[:8])
-        return _refusal(NOT_FOUND, "no head or model of this name; GET /m names the current ones")
+        if body is None:
+            return _refusal(NOT_FOUND, "no head or model of this name; GET /m names the current ones")
+        return Response("2.05", body, OCTETS, hashlib.sha256(body).digest()[:8])
+
+    def _handover(self, path: tuple[str, ...], did: bytes | None) -> Response:
+        """The hand-over to a key of ours by its number. Who asks for one holds the key before it."""
+        if len(path) != 1 or not path[0].isdecimal() or len(path[0]) > 3:
+            return _refusal(NOT_FOUND, "a hand-over is /m/k/NUMBER")
+        message = handover_to(self._store, int(path[0]))
+        if message is not None:
+            return Response("2.05", message, COSE)
+        if did is not None:
+            trouble.holds_key(self._store, did, int(path[0]) - 1)
+        return _refusal(NOT_FOUND, "no later key")
 
     def _octets(self, name: str, part: tuple[str, ...], head: Version) -> bytes | None:
         """A body, or below it ``d``: what leads to the newest head from the one before."""

@@ -31,6 +31,7 @@ from fl_tiny.gateway.tables import (
     floats_to_bytes,
     insert_round,
     insert_version,
+    last_head,
     reject_updates,
 )
 from fl_tiny.protocol import wire
@@ -327,12 +328,11 @@ class Store:
 
     def solved(self) -> int | None:
         """The last head that was solved from sums; later ones go on from it."""
-        row = self._db.execute(
-            "SELECT max(number) FROM round WHERE kind IN ('exact', 'forget')"
-            " AND state='published' AND number>=coalesce((SELECT value FROM meta WHERE key='first'), 0)"
-        ).fetchone()
-        number: int | None = row[0]
-        return number
+        return last_head(self._db, ("exact", "forget"))
+
+    def since(self) -> int | None:
+        """The last head that does not go on from the one before: what devices have left to say of those is void."""
+        return last_head(self._db, ("exact", "forget", "rollback"))
 
     def forgotten(self, did: bytes) -> int | None:
         """The head that no longer knows this device, once there is one."""
@@ -426,7 +426,7 @@ class Store:
             "a head's weight is not that of its updates": "SELECT 1 FROM version JOIN (SELECT consumed_by number,"
             " sum(coalesce(weight, samples)) total FROM ledger WHERE consumed_by IS NOT NULL GROUP BY 1) USING(number)"
             " WHERE number>0 AND weight!=total"
-            " AND number NOT IN (SELECT number FROM round WHERE kind IN ('forget', 'model'))",
+            " AND number NOT IN (SELECT number FROM round WHERE kind IN ('forget', 'model', 'rollback'))",
         }
         with database.reading(Path("the ledger"), HINT):
             return [fault for fault, query in checks.items() if self._db.execute(query).fetchone()]

@@ -36,6 +36,7 @@ CREATE TABLE holds(did BLOB PRIMARY KEY, model INT NOT NULL, refused INT, code I
 CREATE TABLE boot(did BLOB PRIMARY KEY, boots INT NOT NULL, boot BLOB NOT NULL, before BLOB, why TEXT) STRICT;
 CREATE TABLE rekey(did BLOB PRIMARY KEY, gen INT NOT NULL, pk BLOB, psk BLOB) STRICT;
 CREATE TABLE wrong(token BLOB PRIMARY KEY, tries INT NOT NULL) STRICT;
+CREATE TABLE handover(serial INTEGER PRIMARY KEY, pk BLOB NOT NULL, signed BLOB NOT NULL) STRICT;
 CREATE TABLE chunk(did BLOB NOT NULL, sid TEXT NOT NULL, at INT NOT NULL, rid BLOB NOT NULL, body BLOB NOT NULL,
   PRIMARY KEY(did, at)) STRICT;
 CREATE TABLE bundle(digest BLOB PRIMARY KEY, board TEXT UNIQUE NOT NULL, release TEXT NOT NULL, size INT NOT NULL,
@@ -73,6 +74,7 @@ CREATE TABLE runs(did BLOB PRIMARY KEY, board TEXT NOT NULL, release TEXT NOT NU
     5: """
 ALTER TABLE ledger ADD COLUMN weight INT;
 ALTER TABLE ledger ADD COLUMN factor INT;
+CREATE TABLE handover(serial INTEGER PRIMARY KEY, pk BLOB NOT NULL, signed BLOB NOT NULL) STRICT;
 """,
 }
 
@@ -193,6 +195,17 @@ def consume_updates(db: sqlite3.Connection, rid: bytes, number: int, shares: Map
         [(*row, number, share.weight, share.factor) for row, share in zip(rows, counted, strict=True)],
     )
     db.execute("UPDATE version SET residual=x'' WHERE number=?", (number - 1,))
+
+
+def last_head(db: sqlite3.Connection, kinds: Sequence[str]) -> int | None:
+    """The last head of the fleet's model that came about in one of these ways."""
+    row = db.execute(
+        f"SELECT max(number) FROM round WHERE kind IN ({', '.join('?' * len(kinds))})"  # noqa: S608 - question marks
+        " AND state='published' AND number>=coalesce((SELECT value FROM meta WHERE key='first'), 0)",
+        kinds,
+    ).fetchone()
+    number: int | None = row[0]
+    return number
 
 
 def reject_updates(db: sqlite3.Connection, did: bytes) -> None:

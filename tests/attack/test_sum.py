@@ -3,12 +3,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +18,7 @@ from fl_tiny.lab.measure import found_in
 from fl_tiny.lab.simulate import Client, held_out, simulate
 from fl_tiny.learn.head import default_layers, head_spec
 from fl_tiny.learn.tflite import cut, read_model
-from fl_tiny.protocol import aggregate, grams, wire
+from fl_tiny.protocol import aggregate, wire
 
 FASHION = Path(__file__).parents[1] / "models/fashion.tflite"
 ROUNDS = 13

@@ -97,7 +97,9 @@ def test_a_liar_counts_no_more_than_the_median_device(
     honest_ones = measures[:-1]
     longest = max(m.norm for m in honest_ones)
     assert measures[-1].norm * shares[-1].factor / aggregate.WHOLE <= longest * (1 + 1e-9)
-    for peak, tensor in zip(aggregate.median_peaks(measures), zip(*(m.peaks for m in honest_ones), strict=True), strict=True):
+    for peak, tensor in zip(
+        aggregate.median_peaks(measures), zip(*(m.peaks for m in honest_ones), strict=True), strict=True
+    ):
         assert peak <= max(tensor), "no step beyond an honest device's"
 
 
