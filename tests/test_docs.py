@@ -67,7 +67,9 @@ def commands(parser: argparse.ArgumentParser, words: str = "fl-tiny") -> Iterato
 
 
 def command_section(command: str) -> str:
-    page = "".join(text(f"docs/{name}.md") for name in ("cli", "cli-model", "cli-fleet", "cli-image", "cli-update"))
+    page = "".join(
+        text(f"docs/{name}.md") for name in ("cli", "cli-gateway", "cli-model", "cli-fleet", "cli-image", "cli-update")
+    )
     found = re.search(rf"^###? {command}\b[^\n]*\n(.*?)(?=^##|\Z)", page, re.MULTILINE | re.DOTALL)
     assert found, f"no page of commands has a section {command}"
     return found[1]

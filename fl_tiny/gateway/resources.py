@@ -156,7 +156,7 @@ class Resources:
             raise
         self._identities.enrolled(did, time.monotonic())
         self._gateway.models.forget(did)
-        trouble.holds_key(self._store, did, 0)
+        trouble.holds_our_key(self._store, did)
         log.info("device enrolled device=%s name=%s", did.hex()[:8], enrol.name)
         key = key_of(self._store)
         enrolled = wire.Enrolled(did, psk, key.pk, self._store.get("model_pk"), key.serial or None)

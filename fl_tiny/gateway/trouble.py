@@ -34,12 +34,17 @@ def troubles(store: Store) -> list[Trouble]:
 
 
 def holds_key(store: Store, did: bytes, serial: int) -> None:
-    """A device holds the gateway's key number ``serial``: keep that as long as it is a later one than ours."""
+    """A device holds the gateway's key number ``serial``: keep the highest that is later than ours."""
     fact = f"key_of:{did.hex()}"
-    known = store.get(fact) or 0
-    later = serial if serial > key_of(store).serial else 0
-    if later != known:
-        store.put(**{fact: later or None})
+    if serial > max(key_of(store).serial, store.get(fact) or 0):
+        store.put(**{fact: serial})
+
+
+def holds_our_key(store: Store, did: bytes) -> None:
+    """A device has enrolled, perhaps anew."""
+    fact = f"key_of:{did.hex()}"
+    if store.get(fact) is not None:
+        store.put(**{fact: None})
 
 
 class Teller:
@@ -48,33 +53,34 @@ class Teller:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._looked = -math.inf
-        self._logged: dict[str, float] = {}
+        self._logged: dict[str, float] = {}  # by the way out: counts change while devices come by
 
     def tick(self, now: float) -> None:
         """Look, when it is time."""
         if now - self._looked < LOOK_S:
             return
         self._looked = now
-        found = {str(each) for each in troubles(self._store)}
-        self._logged = {words: at for words, at in self._logged.items() if words in found}
-        for words in sorted(found):
-            if now - self._logged.get(words, -math.inf) >= AGAIN_S:
-                self._logged[words] = now
-                log.warning("fleet stands still why=%r", words)
+        found = {each.todo: each for each in troubles(self._store)}
+        self._logged = {todo: at for todo, at in self._logged.items() if todo in found}
+        for todo, each in found.items():
+            if now - self._logged.get(todo, -math.inf) >= AGAIN_S:
+                self._logged[todo] = now
+                log.warning("fleet stands still why=%r", str(each))
 
 
 def _newer_model(store: Store) -> Trouble | None:
     """Boards that hold a later model than any that this gateway knows: it was restored from an older backup."""
     current = wire.decode(wire.Manifest, signed.payload_of(store.get("manifest"))).counter
     known = store.rows("SELECT max(?, coalesce(max(counter), 0)) FROM model", current)[0][0]
-    count, counter = store.rows(
-        "SELECT count(*), max(model) FROM holds JOIN device USING(did) WHERE state='active' AND model>?", known
+    count, counter, did = store.rows(
+        "SELECT count(*), max(model), min(did) FROM holds JOIN device USING(did) WHERE state='active' AND model>?",
+        known,
     )[0]
     if not count:
         return None
     return Trouble(
-        f"{count} devices hold the model of counter {counter}, the newest of this gateway is {known}: was it restored"
-        " from a backup before that rollout?",
+        f"devices ahead of this gateway: {count}, such as {did.hex()[:8]}, hold the model of counter {counter}, while the"
+        f" newest here is {known}: was it restored from a backup before that rollout?",
         f"publish the manifest of counter {counter} again: fl-tiny gateway publish {store.folder} M --model FILE",
     )
 
@@ -82,15 +88,15 @@ def _newer_model(store: Store) -> Trouble | None:
 def _newer_key(store: Store) -> Trouble | None:
     """Boards that hold a later key of this gateway than the one it has: the same, of `gateway rekey`."""
     serial = key_of(store).serial
-    count, newest = store.rows(
-        "SELECT count(*), max(value) FROM meta JOIN device ON key='key_of:' || lower(hex(did))"
+    count, newest, did = store.rows(
+        "SELECT count(*), max(value), min(did) FROM meta JOIN device ON key='key_of:' || lower(hex(did))"
         " WHERE state='active' AND value>?",
         serial,
     )[0]
     if not count:
         return None
     return Trouble(
-        f"{count} devices hold key number {newest} of this gateway, which has number {serial}: was it restored from a"
-        " backup before `gateway rekey`?",
+        f"devices ahead of this gateway: {count}, such as {did.hex()[:8]}, hold its key number {newest}, while the newest"
+        f" here is {serial}: was it restored from a backup before `gateway rekey`?",
         "restore a later backup, or enrol these devices again",
     )

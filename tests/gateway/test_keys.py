@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -15,6 +16,7 @@ from inprocess import enrolled, running
 
 from fl_tiny import statedir
 from fl_tiny.device import newkey
+from fl_tiny.device.enrol import enrol
 from fl_tiny.device.gatewaykey import with_key
 from fl_tiny.device.link import Link
 from fl_tiny.device.store import DeviceStore
@@ -177,8 +179,14 @@ def test_a_gateway_from_before_the_new_key_is_not_followed_back_and_says_so(gw: 
                 await follow(tmp_path / "d")
             assert caught.value.code == wire.Code.SIGNATURE
             (found,) = troubles(gateway.store)
-            assert "1 devices hold key number 1" in found.what and "number 0" in found.what
-        with closing(DeviceStore.open(tmp_path / "d" / statedir.DATABASE)) as store:
+            assert "gateway: 1, such as" in found.what and "its key number 1, while the newest here is 0" in found.what
+            code = setup.new_codes(tmp_path / "old", 1, 600)[0]  # the way out
+            (tmp_path / "d").rename(tmp_path / "before")
+            statedir.create(tmp_path / "d")
+            shutil.copy(tmp_path / "before/secret/device.key", tmp_path / "d/secret/device.key")
+            await enrol(tmp_path / "d", code, f"127.0.0.1:{server.port}", None)
+            assert troubles(gateway.store) == []
+        with closing(DeviceStore.open(tmp_path / "before" / statedir.DATABASE)) as store:
             assert (store.get("gateway_pk"), store.get("gateway_serial")) == (key.pk, 1)
 
     asyncio.run(story())
