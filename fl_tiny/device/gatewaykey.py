@@ -23,7 +23,7 @@ async def with_key(store: DeviceStore, link: Link, ask: Callable[[bytes], Awaita
 
     When that fails by the key held, it is asked again with the key that the gateway's hand-overs lead to; that one is
     kept, on the disk, once it has checked. Keys have numbers, and a later one never gives way to an earlier.
-    Raises: RemoteError with Code.SIGNATURE when there is no such key.
+    Raises: RemoteError when there is no such key, without a problem code: nothing that it signed is to blame.
     """
     pk, serial = store.get("gateway_pk"), store.get("gateway_serial") or 0
     try:
@@ -36,11 +36,9 @@ async def with_key(store: DeviceStore, link: Link, ask: Callable[[bytes], Awaita
         number += 1
         pk = handover.checked(message, number, pk)
     if number == serial:
-        raise RemoteError(
-            f"the gateway signs by another key than number {serial} of its keys, which this device holds",
-            hint="is it restored from a backup before `gateway rekey`? Else enrol again",
-            code=Code.SIGNATURE,
-        )
+        why = f"the gateway signs by another key than number {serial} of its keys, which this device holds"
+        store.put(trouble=why)
+        raise RemoteError(why, hint="is it restored from a backup before `gateway rekey`? Else enrol again")
     found = await ask(pk)
     store.put(gateway_pk=pk, gateway_serial=number)
     log.info("gateway has a new key serial=%d", number)

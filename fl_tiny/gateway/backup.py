@@ -22,7 +22,7 @@ from fl_tiny import statedir
 from fl_tiny.errors import ConfigError, DataError, EnvironmentFault
 from fl_tiny.files import check_writable, open_plain, sha256, sync_directory, written
 from fl_tiny.gateway import keys, sealed
-from fl_tiny.gateway.keys import GATEWAY_KEY
+from fl_tiny.gateway.keys import GATEWAY_KEY, NEW_KEY
 from fl_tiny.gateway.manifests import MODEL_LIMIT
 from fl_tiny.gateway.models import BASE, model_data
 from fl_tiny.gateway.store import Store
@@ -34,6 +34,7 @@ MEMBERS = 64
 MEMBER_LIMIT = 16 << 30  # bytes of a ledger; with FILE_LIMIT what a mistaken file may cost to read
 FILE_LIMIT = 20 << 30
 NAME = re.compile(r"state\.db|fl-tiny\.toml|(secret|model)/[A-Za-z0-9_-][A-Za-z0-9._-]{0,100}")
+KEYS = {f"{statedir.SECRET}/{name}" for name in (GATEWAY_KEY, NEW_KEY)}
 AGAIN = "take another backup; this one was damaged or cut short"
 
 
@@ -169,10 +170,18 @@ def _found(directory: Path, database: Path, files: list[tuple[str, Path]]) -> Ba
         faults = copied.faults()
         if faults:
             raise DataError("the ledger is not sound: " + "; ".join(faults), hint="an earlier backup may be")
-        keys.seed_of(directory, copied)  # `gateway rekey` may have come between the ledger and the files
+        if not any(_is_key(path, copied.get("gateway_pk")) for name, path in files if name in KEYS):
+            what = f"{directory / statedir.SECRET / GATEWAY_KEY} is not the key of this gateway's ledger"
+            raise DataError(what, hint="give the command again if `gateway rekey` ran; else an earlier backup has it")
         return Backup(copied.head().number, copied.epoch or 0, len(copied.devices()), tuple(members))
     finally:
         copied.close()
+
+
+def _is_key(path: Path, pk: bytes) -> bool:
+    """Does a file hold the secret half of ``pk``? Root may ask it of another's file."""
+    seed = path.read_bytes()
+    return len(seed) == signed.SEED_BYTES and signed.public_key(seed) == pk
 
 
 def _to_json(found: Backup) -> dict[str, Any]:

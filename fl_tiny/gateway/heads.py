@@ -34,10 +34,11 @@ def listed(store: Store) -> list[dict[str, Any]]:
     those of a model that this gateway began with before it kept that number."""
     rows = store.rows(
         "SELECT v.number, coalesce(made.kind, 'model'), made.why,"
-        " (SELECT count(*) FROM ledger WHERE consumed_by=v.number), measured.accuracy, coalesce(measured.held, 0),"
+        " coalesce(counted.updates, 0), measured.accuracy, coalesce(measured.held, 0),"
         " v.digest, (SELECT max(counter) FROM model WHERE first<=v.number)"
         " FROM version v LEFT JOIN round made ON made.number=v.number AND made.state='published' LEFT JOIN"
-        " (SELECT r.base, sum(l.held) held, sum(l.held * l.accuracy) / sum(l.held) accuracy FROM ledger l"
+        " (SELECT consumed_by, count(*) updates FROM ledger GROUP BY consumed_by) counted"
+        " ON counted.consumed_by=v.number LEFT JOIN (SELECT r.base, sum(l.held) held, sum(l.held * l.accuracy) / sum(l.held) accuracy FROM ledger l"
         " JOIN round r USING(rid) WHERE l.held>0 AND l.accuracy IS NOT NULL GROUP BY r.base) measured"
         " ON measured.base=v.number ORDER BY v.number"
     )

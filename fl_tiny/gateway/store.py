@@ -382,6 +382,7 @@ class Store:
             db.execute("UPDATE version SET signed=? WHERE number=(SELECT max(number) FROM version)", (signed,))
             abort_open(db, "restored from a backup")
             db.execute("DELETE FROM pairing")  # one may have been used since
+            db.execute("DELETE FROM meta WHERE key='rollback'")
 
     def copy_to(self, path: Path) -> None:
         """The whole ledger as of now into the empty file ``path``; a gateway beside us goes on."""

@@ -79,8 +79,8 @@ def _newer_model(store: Store) -> Trouble | None:
     if not count:
         return None
     return Trouble(
-        f"devices ahead of this gateway: {count}, such as {did.hex()[:8]}, hold the model of counter {counter}, while the"
-        f" newest here is {known}: was it restored from a backup before that rollout?",
+        f"active devices hold the model of counter {counter} ({count}, such as {did.hex()[:8]}), the newest here is"
+        f" {known}: was this gateway restored from a backup before that rollout?",
         f"publish the manifest of counter {counter} again: fl-tiny gateway publish {store.folder} M --model FILE",
     )
 
@@ -96,7 +96,7 @@ def _newer_key(store: Store) -> Trouble | None:
     if not count:
         return None
     return Trouble(
-        f"devices ahead of this gateway: {count}, such as {did.hex()[:8]}, hold its key number {newest}, while the newest"
-        f" here is {serial}: was it restored from a backup before `gateway rekey`?",
+        f"active devices hold this gateway's key number {newest} ({count}, such as {did.hex()[:8]}), the newest here is"
+        f" {serial}: was it restored from a backup before `gateway rekey`?",
         "restore a later backup, or enrol these devices again",
     )

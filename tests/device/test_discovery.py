@@ -30,6 +30,7 @@ from fl_tiny.gateway import setup
 from fl_tiny.gateway.announce import announced, interface_of
 from fl_tiny.gateway.manifests import Wanted
 from fl_tiny.protocol import signed
+from fl_tiny.protocol.announced import MOST_MARKS, mark_of, txt_of
 
 MODEL = Path(__file__).parents[1] / "models/bench/head_64x10.tflite"
 HERE = "127.0.0.1"
@@ -44,7 +45,9 @@ PROPOSALS = st.lists(
 )
 TXT = st.dictionaries(
     st.sampled_from([b"fl", b"gw", b"x"]),
-    st.one_of(st.none(), st.binary(max_size=20), st.just(b"1"), st.just(b"a" * 16)),
+    st.one_of(
+        st.none(), st.binary(max_size=20), st.just(b"1"), st.just(b"a" * 16), st.just(b"a" * 16 + b"," + b"b" * 16)
+    ),
 )
 
 
@@ -66,6 +69,17 @@ def test_false_proposals_do_not_keep_the_right_one_out_for_ever() -> None:
     found = [Proposal(f"192.0.2.{n}", 5684, ("00" * 8,)) for n in range(60)]
     looks = [proposals.in_order(found, "00" * 8, None, random.Random(seed)) for seed in range(200)]
     assert all(any(p.address in tried for tried in looks) for p in found)
+
+
+def test_a_device_that_holds_a_former_key_tries_its_gateway_first() -> None:
+    keys = [bytes([n]) * 32 for n in range(9)]
+    txt: dict[bytes, bytes | None] = {key.encode(): value.encode() for key, value in txt_of(keys).items()}
+    (ours,) = proposals.proposed(txt, ["fd00:1111:2222:3333:4444:5555:6666:7777"], 65_535, loopback=False)
+    assert len(proposals.to_line(ours)) <= proposals.LINE_LIMIT
+    assert proposals.from_lines(proposals.to_line(ours).encode()) == [ours]
+    others = [Proposal(f"192.0.2.{n}", 5684, ("00" * 8,)) for n in range(60)]
+    for held in keys[:MOST_MARKS]:
+        assert proposals.in_order([*others, ours], mark_of(held), None, random.Random(1))[0] == ours.address
 
 
 @given(TXT, st.lists(HOSTS, max_size=30), st.one_of(st.none(), st.integers(-1, 70_000)))

@@ -106,7 +106,7 @@ def test_parts_of_two_gateways_are_not_put_together(gw: Path, tmp_path: Path) ->
     assert not list((tmp_path / "empty").iterdir())
 
     (gw / "secret/gateway.key").write_bytes(other)
-    with pytest.raises(DataError, match="not this gateway's key"):
+    with pytest.raises(DataError, match="not the key of this gateway's ledger"):
         backup.write(gw, tmp_path / "y")
     assert not (tmp_path / "y").exists(), "what no restore would take is not written"
 
