@@ -10,6 +10,8 @@ from typing import Any
 
 from fl_tiny.cli.common import as_owner, command, gateway_store, group, progress, show, table
 
+LEAST_HELD = 20  # samples: a share of fewer says nothing
+
 
 def add_commands(sub: Any) -> None:
     """Declare the commands in the group of the gateway."""
@@ -40,12 +42,15 @@ def heads(args: argparse.Namespace) -> None:
 
     rows = published.listed(gateway_store(args.dir))
     names = ("number", "kind", "of", "updates", "accuracy", "held", "model", "digest")
-    lines = [{**row, "digest": row["digest"][:12], "accuracy": _rounded(row["accuracy"])} for row in rows]
+    lines = [{**row, "digest": row["digest"][:12], "accuracy": _figure(row)} for row in rows]
     show(args, rows, table(lines, names))
 
 
-def _rounded(accuracy: float | None) -> str | None:
-    return None if accuracy is None else f"{accuracy:.3f}"
+def _figure(row: dict[str, Any]) -> str | None:
+    """An accuracy as text, where there were samples enough to tell."""
+    if row["accuracy"] is None:
+        return None
+    return f"{row['accuracy']:.3f}" if row["held"] >= LEAST_HELD else "too few"
 
 
 def rollback(args: argparse.Namespace) -> None:

@@ -33,13 +33,13 @@ def listed(store: Store) -> list[dict[str, Any]]:
     train from the head; held: how many these were. model: the counter of the model that the head is for; null for
     those of a model that this gateway began with before it kept that number."""
     rows = store.rows(
-        "SELECT v.number, coalesce(made.kind, 'model'), made.why,"
-        " coalesce(counted.updates, 0), measured.accuracy, coalesce(measured.held, 0),"
-        " v.digest, (SELECT max(counter) FROM model WHERE first<=v.number)"
-        " FROM version v LEFT JOIN round made ON made.number=v.number AND made.state='published' LEFT JOIN"
-        " (SELECT consumed_by, count(*) updates FROM ledger GROUP BY consumed_by) counted"
-        " ON counted.consumed_by=v.number LEFT JOIN (SELECT r.base, sum(l.held) held, sum(l.held * l.accuracy) / sum(l.held) accuracy FROM ledger l"
-        " JOIN round r USING(rid) WHERE l.held>0 AND l.accuracy IS NOT NULL GROUP BY r.base) measured"
+        "SELECT v.number, coalesce(made.kind, 'model'), made.why, coalesce(counted.updates, 0), measured.accuracy,"
+        " coalesce(measured.held, 0), v.digest, (SELECT max(counter) FROM model WHERE first<=v.number) FROM version v"
+        " LEFT JOIN round made ON made.number=v.number AND made.state='published'"
+        " LEFT JOIN (SELECT consumed_by, count(*) updates FROM ledger GROUP BY consumed_by) counted"
+        " ON counted.consumed_by=v.number"
+        " LEFT JOIN (SELECT base, sum(held) held, sum(held * accuracy) / sum(held) accuracy FROM ledger"
+        " JOIN round USING(rid) WHERE held>0 AND accuracy IS NOT NULL GROUP BY base) measured"
         " ON measured.base=v.number ORDER BY v.number"
     )
     first = store.get("initial") or (None if store.get("first") else _manifest(store).counter)
