@@ -9,7 +9,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from fl_tiny.errors import ConfigError, DataError, EnvironmentFault, ModelError
 
@@ -18,6 +18,13 @@ LEFTOVERS = frozenset({  # of Windows, macOS, NAS systems, cameras; hidden names
     "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "__macosx", "icon\r",
     "@eadir", "#recycle", "lost+found", "lost.dir", "picasa.ini",
 })  # fmt: skip
+
+
+class Sink(Protocol):
+    """What bytes can be written to."""
+
+    def write(self, data: bytes, /) -> int:
+        """Add bytes."""
 
 
 def open_plain(path: Path, limit: int) -> IO[bytes]:
@@ -91,7 +98,7 @@ def read_private(path: Path) -> bytes:
         return file.read()
 
 
-def sha256(file: IO[bytes], size: int | None = None, out: IO[bytes] | None = None) -> bytes:
+def sha256(file: IO[bytes], size: int | None = None, out: Sink | None = None) -> bytes:
     """SHA-256 of what follows in ``file``: the next ``size`` bytes, or all that there are; they go to ``out``, too."""
     found = hashlib.sha256()
     while piece := file.read(_PIECE if size is None else min(size, _PIECE)):
@@ -141,6 +148,25 @@ def written(path: Path, mode: int | None = None) -> Iterator[IO[bytes]]:
         raise EnvironmentFault(f"{path}: {refused.strerror or refused}", hint) from refused
     finally:
         draft.unlink(missing_ok=True)
+
+
+def overwrite(path: Path, old: bytes, new: bytes) -> None:
+    """Write what differs of two texts of one length into the file itself, on the disk when this returns.
+
+    Not a new file in its place: the old blocks would keep the secret, and on FAT a cut between the sectors of directory
+    and table could lose both. Here each sector is the old or the new one. Raises: OSError.
+    """
+    assert len(old) == len(new)
+    differing = [at for at in range(len(old)) if old[at] != new[at]]
+    if not differing:
+        return
+    first, last = differing[0], differing[-1] + 1
+    handle = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.pwrite(handle, new[first:last], first)
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def sync_directory(directory: Path) -> None:

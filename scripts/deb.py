@@ -119,7 +119,7 @@ def stage(package: Package, tree: Path) -> None:
         shutil.copytree(ROOT / "fl_tiny", tree / HOME / "fl_tiny", ignore=shutil.ignore_patterns("__pycache__"))
         unpacked("aiocoap", tree / HOME)
         copied(ROOT / "deploy/deb/launcher", tree / "usr/bin/fl-tiny")
-        for page in ("cli.md", "config.md", "install.md", "sources.md"):
+        for page in ("cli.md", "cli-gateway.md", "config.md", "install.md", "sources.md"):
             copied(ROOT / "docs" / page, tree / "usr/share/doc/fl-tiny" / page)
         copied(ROOT / "deploy/systemd/sysusers.d/fl-tiny.conf", tree / "usr/lib/sysusers.d/fl-tiny.conf")
         for folder in (ROOT / "deploy/systemd").glob("fl-tiny-*.service.d"):

@@ -39,7 +39,7 @@ HOME = {  # one foreign thing, one module
     "aiocoap": {"net/transport.py"},
     "ctypes": {"net/openssl.py", "net/dtls.py", "device/worker.py", "device/mounts.py"},  # OpenSSL; prctl; mount
     "cbor2": {"protocol/cbor.py"},
-    "nacl": {"protocol/signed.py"},
+    "nacl": {"protocol/signed.py", "gateway/sealed.py"},
     "sqlite3": {"device/store.py", "device/left.py", "gateway/store.py", "gateway/tables.py", "database.py"},
     "tflite_runtime": {"device/backbone.py"},
     "ai_edge_litert": {"device/backbone.py", "lab/rehead.py"},

@@ -19,7 +19,7 @@ from fl_tiny import config
 from fl_tiny.board import Board, Network, Source, Ssh
 from fl_tiny.cli.main import build_parser
 from fl_tiny.errors import FlTinyError
-from fl_tiny.protocol import rekey, submission, wire
+from fl_tiny.protocol import handover, rekey, submission, wire
 from fl_tiny.protocol.preprocess import KINDS
 
 ROOT = Path(__file__).parents[1]
@@ -67,7 +67,9 @@ def commands(parser: argparse.ArgumentParser, words: str = "fl-tiny") -> Iterato
 
 
 def command_section(command: str) -> str:
-    page = "".join(text(f"docs/{name}.md") for name in ("cli", "cli-model", "cli-fleet", "cli-image", "cli-update"))
+    page = "".join(
+        text(f"docs/{name}.md") for name in ("cli", "cli-gateway", "cli-model", "cli-fleet", "cli-image", "cli-update")
+    )
     found = re.search(rf"^###? {command}\b[^\n]*\n(.*?)(?=^##|\Z)", page, re.MULTILINE | re.DOTALL)
     assert found, f"no page of commands has a section {command}"
     return found[1]
@@ -175,7 +177,7 @@ def test_the_kinds_of_the_wire_rules_are_those_of_the_code() -> None:
     rules = {
         name: int(kind) for name, kind in re.findall(r"^(\w+) +=\s*\{ 0: (\d+),", text("docs/protocol.cddl"), re.M)
     }
-    found = {**vars(wire), **vars(rekey), **vars(submission)}
+    found = {**vars(wire), **vars(rekey), **vars(handover), **vars(submission)}
     kinds = {name.lower(): cls.KIND for name, cls in found.items() if hasattr(cls, "KIND")}
     assert rules == kinds
     assert len(set(kinds.values())) == len(kinds)

@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from fl_tiny.cli.common import command, group, share, show, table
+from fl_tiny.cli.common import command, gateway_store, group, share, show, table
 
 COLUMNS = ("board", "release", "share", "size", "boards", "running", "refused", "why")
 
@@ -29,7 +29,7 @@ def add(args: argparse.Namespace) -> None:
     """Offer a release to a share of the boards it is for, or to all; each board checks its signature."""
     from fl_tiny.gateway import bundles
 
-    made = bundles.add(args.dir, _store(args.dir), args.file, args.share)
+    made = bundles.add(args.dir, gateway_store(args.dir), args.file, args.share)
     found = {"board": made.board, "release": made.bundle.release, "share": made.share, "size": made.bundle.size}
     show(args, found, f"release {made.bundle.release} is for {made.share:.0%} of the {made.board} boards")
 
@@ -38,7 +38,7 @@ def list_(args: argparse.Namespace) -> None:
     """List what is offered, and what became of it."""
     from fl_tiny.gateway import bundles
 
-    rows = bundles.listed(_store(args.dir))
+    rows = bundles.listed(gateway_store(args.dir))
     show(args, rows, table(rows, COLUMNS))
 
 
@@ -46,15 +46,6 @@ def withdraw(args: argparse.Namespace) -> None:
     """Offer these boards nothing any more; boards that run it already stay with it."""
     from fl_tiny.gateway import bundles
 
-    gone = bundles.withdraw(args.dir, _store(args.dir), args.board)
+    gone = bundles.withdraw(args.dir, gateway_store(args.dir), args.board)
     found = {"board": gone.board, "release": gone.bundle.release}
     show(args, found, f"release {gone.bundle.release} is offered to no {gone.board} any more")
-
-
-def _store(directory: Path) -> Any:
-    from fl_tiny import statedir
-    from fl_tiny.gateway.store import Store
-
-    if directory.exists():
-        statedir.act_as_owner(directory)
-    return Store.open(directory / statedir.DATABASE)

@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence, Sized
+from pathlib import Path
 from typing import Any, TypeVar
 
 from fl_tiny.config import RUNTIMES
@@ -95,6 +96,23 @@ def events(args: argparse.Namespace) -> Callable[[str, dict[str, Any]], None]:
             print(json.dumps({"event": event, **facts}), flush=True)
 
     return emit
+
+
+def as_owner(directory: Path) -> None:
+    """Act as DIR's owner from now on, where there is such a directory and root runs the command."""
+    from fl_tiny import statedir
+
+    if directory.exists():
+        statedir.act_as_owner(directory)
+
+
+def gateway_store(directory: Path) -> Any:
+    """The ledger of a gateway's DIR, as DIR's owner."""
+    from fl_tiny import statedir
+    from fl_tiny.gateway.store import Store
+
+    as_owner(directory)
+    return Store.open(directory / statedir.DATABASE)
 
 
 def duration(text: str) -> float:

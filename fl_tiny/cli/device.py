@@ -191,13 +191,17 @@ def status(args: argparse.Namespace) -> None:
             "sha256": signed.digest(store.get("model_pk")).hex(),
             "from": "pinned" if store.get("model_pinned") else "the gateway's word at enrolment",
         },
+        "gateway_key": {
+            "sha256": signed.digest(store.get("gateway_pk")).hex(),
+            "serial": store.get("gateway_serial") or 0,
+        },
         "trouble": store.get("trouble") or None,
         "rounds": store.rounds,
         "samples": store.sample_count()[0],
         "kept": kept.kind,
         "accuracy": {"previous": kept.previous, "global": kept.fleet, "personal": kept.personal},
     }
-    show(args, found, "\n".join(f"{key:10}{value}" for key, value in found.items()))
+    show(args, found, "\n".join(f"{key:12}{value}" for key, value in found.items()))
 
 
 def privacy(args: argparse.Namespace) -> None:

@@ -17,8 +17,10 @@ CANARY_LIMIT = 1 << 20  # protocol/wire.py; help needs no cbor2
 
 def add(parent: Any) -> None:
     """Declare the commands of this group."""
-    sub = group(parent, "fleet", "set up many boards at once, and sign the models they run")
+    sub = group(parent, "fleet", "set up many boards at once, sign the models they run, make keys")
     p = command(sub, "init", init, "fl-tiny fleet init keys")
+    p.add_argument("keys", type=Path, help="a folder to be made, on a machine that is not the gateway")
+    p = command(sub, "backup-key", backup_key, "fl-tiny fleet backup-key backup-keys")
     p.add_argument("keys", type=Path, help="a folder to be made, on a machine that is not the gateway")
     p = command(sub, "sign", sign, "fl-tiny fleet sign keys --model v2.tflite --counter 2 --out v2.manifest")
     p.add_argument("keys", type=Path, help="the folder of fl-tiny fleet init")
@@ -61,6 +63,18 @@ def init(args: argparse.Namespace) -> None:
     hashed = signed.digest(manifests.make_keys(args.keys)).hex()
     text = f"{args.keys} signs models; keep it off the gateway, and keep a copy\nmodel key {hashed}"
     show(args, {"keys": str(args.keys), "model_key": hashed}, text)
+
+
+def backup_key(args: argparse.Namespace) -> None:
+    """Make a key that backups of a gateway can be sealed for, in a folder that stays off the gateway."""
+    from fl_tiny.gateway import sealed
+
+    public = sealed.make_keys(args.keys)
+    text = (
+        f"{args.keys / sealed.SECRET_FILE} opens backups; keep it off the gateway, and keep a copy\n"
+        f"on the gateway: fl-tiny gateway backup DIR --out F --to-key {public}"
+    )
+    show(args, {"keys": str(args.keys), "public_key": public}, text)
 
 
 def sign(args: argparse.Namespace) -> None:

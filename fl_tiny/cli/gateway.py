@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``fl-tiny gateway``: make, run, pair, look at and export from an aggregator."""
+"""``fl-tiny gateway``: make, run, pair and look at an aggregator."""
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 from pathlib import Path
 from typing import Any
 
-from fl_tiny.cli import bundle, doctor, peer
+from fl_tiny.cli import bundle, doctor, peer, upkeep
 from fl_tiny.cli.common import (
+    as_owner,
     command,
     duration,
     events,
+    gateway_store,
     group,
     if_needed_option,
     must_run,
-    progress,
     running_option,
     share,
     show,
@@ -90,16 +90,7 @@ def add(parent: Any) -> None:
     p.add_argument("--share", type=share, default=1.0, help="of the devices, above 0 (default: 1, all of them)")
     bundle.add_commands(sub)
     peer.add_commands(sub)
-    p = command(sub, "export", export, "fl-tiny gateway export gw --out fleet.tflite")
-    p.add_argument("dir", type=Path)
-    p.add_argument("--out", type=Path, required=True, metavar="FILE.tflite")
-    p = command(sub, "backup", backup, "fl-tiny gateway backup gw --out gw.backup")
-    p.add_argument("dir", type=Path)
-    p.add_argument("--out", type=Path, required=True, metavar="F", help="it will hold every key of the fleet: guard it")
-    p = command(sub, "restore", restore, "fl-tiny gateway restore gw2 --from gw.backup")
-    p.add_argument("dir", type=Path, help="a directory that is not there yet, or empty")
-    p.add_argument("--from", dest="source", type=Path, required=True, metavar="F", help="what `gateway backup` wrote")
-    p.add_argument("--epoch", type=int, metavar="N", help="for a second restore from one file: above the first's epoch")
+    upkeep.add_commands(sub)
 
 
 def model_options(p: argparse.ArgumentParser) -> None:
@@ -148,7 +139,7 @@ def run(args: argparse.Namespace) -> None:
     """Run the rounds of DIR's fleet."""
     from fl_tiny.gateway import server
 
-    _owner(args.dir)
+    as_owner(args.dir)
     options = server.RunOptions(
         args.bind,
         args.web,
@@ -170,7 +161,7 @@ def pair(args: argparse.Namespace) -> None:
     from fl_tiny.errors import ConfigError
     from fl_tiny.gateway import setup
 
-    _owner(args.dir)
+    as_owner(args.dir)
     if args.peer is not None:
         identity, key = setup.new_peer(args.dir, args.peer)
         show(args, {"identity": identity, "key": key}, f"identity {identity}\nkey      {key}")
@@ -194,7 +185,7 @@ def devices(args: argparse.Namespace) -> None:
     """List the devices of the fleet."""
     from fl_tiny.gateway import setup
 
-    rows = setup.device_rows(_store(args.dir))
+    rows = setup.device_rows(gateway_store(args.dir))
     show(
         args,
         rows,
@@ -204,7 +195,7 @@ def devices(args: argparse.Namespace) -> None:
 
 def rounds(args: argparse.Namespace) -> None:
     """List the rounds, oldest first."""
-    rows = _store(args.dir).rounds()
+    rows = gateway_store(args.dir).rounds()
     names = ("number", "kind", "state", "invited", "received", "samples", "loss", "accuracy", "seconds")
     show(args, rows, table(rows, names))
 
@@ -214,7 +205,7 @@ def status(args: argparse.Namespace) -> None:
     from fl_tiny import statedir
     from fl_tiny.gateway import setup
 
-    store = _store(args.dir)
+    store = gateway_store(args.dir)
     running = statedir.is_running(args.dir)
     must_run(args, running)
     found = setup.summary(store, running)
@@ -225,7 +216,7 @@ def revoke(args: argparse.Namespace) -> None:
     """Take a device out of the fleet, at once and for good."""
     from fl_tiny.gateway import setup
 
-    store = _store(args.dir)
+    store = gateway_store(args.dir)
     device = setup.find_device(store, args.device)
     store.revoke(device.did)
     show(args, {"id": device.did.hex(), "state": "revoked"}, f"{device.did.hex()} is revoked")
@@ -236,7 +227,7 @@ def release(args: argparse.Namespace) -> None:
     from fl_tiny.errors import ConfigError
     from fl_tiny.gateway import identity, setup
 
-    store = _store(args.dir)
+    store = gateway_store(args.dir)
     device = setup.find_device(store, args.device)
     if device.state != "quarantined":
         raise ConfigError(f"{device.did.hex()} is {device.state}, not in quarantine")
@@ -248,7 +239,7 @@ def forget(args: argparse.Namespace) -> None:
     """Take a device out of the fleet and of its head, as if it had never been there; after an exact start only."""
     from fl_tiny.gateway.forget import forget as forget_device
 
-    _owner(args.dir)
+    as_owner(args.dir)
     device, number = forget_device(args.dir, args.device)
     found = {"id": device.did.hex(), "state": "revoked", "round": number}
     show(args, found, f"{device.did.hex()} is revoked, and head {number} is made without it")
@@ -258,59 +249,10 @@ def publish(args: argparse.Namespace) -> None:
     """Roll a signed model out to a share of the fleet's devices, or to all; each tries it and keeps what works."""
     from fl_tiny.gateway import manifests, models
 
-    store = _store(args.dir)
+    store = gateway_store(args.dir)
     made = models.publish(args.dir, store, args.model, manifests.read_manifest(args.manifest), args.share)
     found = {"model": made.name, "counter": made.counter, "share": args.share}
     show(args, found, f"{made.name}, counter {made.counter}, is for {args.share:.0%} of the devices")
-
-
-def export(args: argparse.Namespace) -> None:
-    """Write the model with the fleet's last head as a .tflite."""
-    from fl_tiny.gateway import setup
-
-    version = setup.export(args.dir, args.out)
-    digest = hashlib.sha256(args.out.read_bytes()).hexdigest()
-    progress(f"{args.out}: round {version.number}")
-    show(args, {"out": str(args.out), "round": version.number, "sha256": digest}, f"{digest}  {args.out}")
-
-
-def backup(args: argparse.Namespace) -> None:
-    """Write DIR's ledger, keys, model and settings into one file, also while the gateway runs."""
-    from fl_tiny.gateway import backup as backups
-
-    found = backups.write(args.dir, args.out)
-    result = {"out": str(args.out), "bytes": args.out.stat().st_size, "head": found.head, "epoch": found.epoch}
-    text = f"{args.out}: head {found.head}, {found.devices} devices; it holds every key of the fleet, so guard it"
-    show(args, {**result, "devices": found.devices}, text)
-
-
-def restore(args: argparse.Namespace) -> None:
-    """Make DIR the gateway that a backup holds; its devices go on from the backup's head."""
-    from fl_tiny.gateway import backup as backups
-
-    found = backups.restore(args.dir, args.source, args.epoch)
-    text = (
-        f"{args.dir} goes on from head {found.head} with {found.devices} devices, in epoch {found.epoch}\n"
-        "devices enrolled since the backup must enrol again, those revoked since must be revoked again; the old"
-        " gateway must not run any more"
-    )
-    result = {"dir": str(args.dir), "head": found.head, "epoch": found.epoch, "devices": found.devices}
-    show(args, result, text)
-
-
-def _store(directory: Path) -> Any:
-    from fl_tiny import statedir
-    from fl_tiny.gateway.store import Store
-
-    _owner(directory)
-    return Store.open(directory / statedir.DATABASE)
-
-
-def _owner(directory: Path) -> None:
-    from fl_tiny import statedir
-
-    if directory.exists():
-        statedir.act_as_owner(directory)
 
 
 def _qr(code: str) -> str:

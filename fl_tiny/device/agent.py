@@ -18,6 +18,7 @@ from fl_tiny import config, notify, statedir
 from fl_tiny.device import budget, derived, find, job, slots
 from fl_tiny.device.bundle import BUSY, IDLE, Fetch
 from fl_tiny.device.child import Child, Word
+from fl_tiny.device.gatewaykey import with_key
 from fl_tiny.device.layout import DEVICE_KEY
 from fl_tiny.device.left import Body, Summed
 from fl_tiny.device.link import Link, raise_if_out
@@ -207,8 +208,8 @@ class Agent:
 
     async def _fetch_head(self, link: Link) -> None:
         before = self._store.head()
-        wanted = (self._manifest_digest, self._manifest.body_size, self._store.get("gateway_pk"))
-        held = await link.head(*wanted, before, self._manifest.shapes)
+        manifest, shapes = (self._manifest_digest, self._manifest.body_size), self._manifest.shapes
+        held = await with_key(self._store, link, lambda pk: link.head(*manifest, pk, before, shapes))
         new = held.description
         if new.rank > before.rank:
             restored = new.rank[0] > before.rank[0]  # the gateway went on from a backup, or the head held is damaged

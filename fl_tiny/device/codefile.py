@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 from pathlib import Path
 
@@ -63,22 +62,3 @@ def blanked(data: bytes, password: str) -> bytes:
         if size >= len(word):
             made[found.start(1) : found.end(1)] = word.ljust(size)
     return bytes(made)
-
-
-def overwrite(path: Path, old: bytes, new: bytes) -> None:
-    """Write what differs of two texts of one length into the file itself, on the disk when this returns.
-
-    Not a new file in its place: on FAT the old clusters would keep the secret, and a cut between the sectors of
-    directory and table could lose both. Here each sector is the old or the new one. Raises: OSError.
-    """
-    assert len(old) == len(new)
-    differing = [at for at in range(len(old)) if old[at] != new[at]]
-    if not differing:
-        return
-    first, last = differing[0], differing[-1] + 1
-    handle = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        os.pwrite(handle, new[first:last], first)
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -134,6 +134,7 @@ async def _fetch(directory: Path, link: Link, told: wire.Enrolled, where: str, *
         did=told.did,
         gateway=where,
         gateway_pk=told.gateway_pk,
+        gateway_serial=told.serial or 0,
         model_pk=told.model_pk,
         manifest=model.signed,
         model_pinned=int(pinned),

@@ -155,6 +155,11 @@ class Link:
         path = ("m", wire.name_of(head.manifest), "s")
         return message, await self._client.fetch(path, size_limit=SIGNED_LIMIT)
 
+    async def handover(self, serial: int) -> bytes | None:
+        """The gateway's hand-over to its key number ``serial``, not checked; None: it has no such key."""
+        answer = await self._client.get(("m", "k", str(serial)), size_limit=SIGNED_LIMIT)
+        return None if answer.code == "4.04" else _good(answer).payload
+
     async def body(self, digest: bytes, size: int) -> bytes:
         """What a digest names. Raises: RemoteError when it is something else."""
         data = await self._client.fetch_whole(("m", wire.name_of(digest)), size)

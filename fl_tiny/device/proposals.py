@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from fl_tiny.protocol.announced import mark_in
+from fl_tiny.protocol.announced import marks_in
 
 MOST_TRIED = 8  # a wrong one costs a handshake's deadline, 12 s
 MOST_TAKEN = 64  # proposals of one look
@@ -19,11 +19,11 @@ OUTPUT_LIMIT = MOST_TAKEN * LINE_LIMIT
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """One address of one answer. mark: as in protocol/announced.py."""
+    """One address of one answer. marks: as in protocol/announced.py."""
 
     host: str
     port: int
-    mark: str
+    marks: tuple[str, ...]
 
     @property
     def address(self) -> str:
@@ -35,17 +35,17 @@ def proposed(
     txt: Mapping[bytes, bytes | None], hosts: Iterable[str], port: int | None, *, loopback: bool
 ) -> list[Proposal]:
     """What one answer proposes; none when it is not a gateway's. loopback: it was asked for there."""
-    mark = mark_in(txt)
-    if mark is None or not port or not 0 < port < 65_536:
+    marks = marks_in(txt)
+    if not marks or not port or not 0 < port < 65_536:
         return []
-    return [Proposal(host, port, mark) for host in hosts if _is_usable(host, loopback=loopback)][:ADDRESSES]
+    return [Proposal(host, port, marks) for host in hosts if _is_usable(host, loopback=loopback)][:ADDRESSES]
 
 
 def to_line(proposal: Proposal) -> str:
     """A proposal as the child prints it."""
     import json  # noqa: PLC0415 - 0.2 MiB that an agent which finds its gateway does not need
 
-    return json.dumps([proposal.host, proposal.port, proposal.mark])
+    return json.dumps([proposal.host, proposal.port, ",".join(proposal.marks)])
 
 
 def from_lines(output: bytes) -> list[Proposal]:
@@ -55,12 +55,12 @@ def from_lines(output: bytes) -> list[Proposal]:
     found: list[Proposal] = []
     for line in output[:OUTPUT_LIMIT].split(b"\n"):
         try:
-            host, port, mark = json.loads(line[: LINE_LIMIT + 1])
+            host, port, marks = json.loads(line[: LINE_LIMIT + 1])
         except (ValueError, TypeError, RecursionError):
             continue
-        if not (isinstance(host, str) and type(port) is int and isinstance(mark, str)):
+        if not (isinstance(host, str) and type(port) is int and isinstance(marks, str)):
             continue
-        found += proposed({b"fl": b"1", b"gw": mark.encode(errors="replace")}, [host], port, loopback=True)
+        found += proposed({b"fl": b"1", b"gw": marks.encode(errors="replace")}, [host], port, loopback=True)
     return found[:MOST_TAKEN]
 
 
@@ -72,7 +72,7 @@ def in_order(found: Iterable[Proposal], mark: str | None, tried: str | None, cha
     """
     shuffled = sorted(found, key=lambda proposal: proposal.address)
     chance.shuffle(shuffled)
-    shuffled.sort(key=lambda proposal: proposal.mark != mark)  # stable
+    shuffled.sort(key=lambda proposal: mark not in proposal.marks)  # stable
     addresses = dict.fromkeys(proposal.address for proposal in shuffled if proposal.address != tried)
     return list(addresses)[:MOST_TRIED]
 

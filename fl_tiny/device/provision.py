@@ -17,11 +17,11 @@ from typing import Any
 from fl_tiny import config, statedir
 from fl_tiny.board import KEPT
 from fl_tiny.device import mounts, netfiles
-from fl_tiny.device.codefile import LIMIT, blanked, overwrite
+from fl_tiny.device.codefile import LIMIT, blanked
 from fl_tiny.device.enrol import enrolled
 from fl_tiny.device.layout import PENDING_CODE
 from fl_tiny.errors import ConfigError, DataError, EnvironmentFault, FlTinyError
-from fl_tiny.files import read_bounded, write_atomic
+from fl_tiny.files import overwrite, read_bounded, write_atomic
 
 log = logging.getLogger(__name__)
 

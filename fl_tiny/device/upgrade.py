@@ -12,6 +12,7 @@ from typing import Any
 
 from fl_tiny import statedir
 from fl_tiny.device import slots
+from fl_tiny.device.gatewaykey import with_key
 from fl_tiny.device.job import Job, Tried
 from fl_tiny.device.layout import CANARY, SLOTS
 from fl_tiny.device.link import MODEL_LIMIT, Link, raise_if_out
@@ -128,7 +129,7 @@ class Upgrade:
 
     async def _fetch(self, link: Link) -> Trial | None:
         """The model the gateway names, in the spare slot. Raises: RemoteError when it is not to be taken."""
-        found = await link.newer(self._store.get("gateway_pk"))
+        found = await with_key(self._store, link, link.newer)
         if found is None:
             return None
         head, message = found

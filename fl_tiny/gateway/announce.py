@@ -8,7 +8,7 @@ import contextlib
 import ipaddress
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from fl_tiny import config
 from fl_tiny.net.multicast import opened
@@ -33,9 +33,12 @@ def interface_of(bind: str) -> str | None:
 
 
 @contextlib.asynccontextmanager
-async def announced(where: str, gateway_pk: bytes, interface: str) -> AsyncIterator[None]:
-    """Announce a gateway that devices reach at ``where``, until the block ends. interface: as in ``interface_of``."""
-    task = asyncio.create_task(_announce(where, gateway_pk, interface))
+async def announced(where: str, keys: Sequence[bytes], interface: str) -> AsyncIterator[None]:
+    """Announce a gateway that devices reach at ``where``, until the block ends.
+
+    keys: as in ``txt_of``.   interface: as in ``interface_of``.
+    """
+    task = asyncio.create_task(_announce(where, keys, interface))
     try:
         yield
     finally:
@@ -43,7 +46,7 @@ async def announced(where: str, gateway_pk: bytes, interface: str) -> AsyncItera
         await asyncio.wait([task], timeout=STOP_S)
 
 
-async def _announce(where: str, gateway_pk: bytes, interface: str) -> None:
+async def _announce(where: str, keys: Sequence[bytes], interface: str) -> None:
     try:
         from zeroconf.asyncio import AsyncServiceInfo  # noqa: PLC0415 - only with the extra
     except ImportError:
@@ -53,12 +56,12 @@ async def _announce(where: str, gateway_pk: bytes, interface: str) -> None:
         host, port = config.address(where, 5684)
         hosts = [found[0] for found in await resolve(host, port)]
         # Two may have one key, such as an old gateway and the one restored from it: names must differ all the same.
-        name = f"fl-tiny-{mark_of(gateway_pk)}-{os.urandom(4).hex()}"
+        name = f"fl-tiny-{mark_of(keys[0])}-{os.urandom(4).hex()}"
         info = AsyncServiceInfo(
             SERVICE,
             f"{name}.{SERVICE}",
             port=port,
-            properties=txt_of(gateway_pk),
+            properties=txt_of(keys),
             server=f"{name}.local.",
             parsed_addresses=hosts,
         )

@@ -8,6 +8,7 @@ that names each member with its size and SHA-256. So every byte of it is checked
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -20,9 +21,10 @@ from typing import IO, Any
 from fl_tiny import statedir
 from fl_tiny.errors import ConfigError, DataError, EnvironmentFault
 from fl_tiny.files import check_writable, open_plain, sha256, sync_directory, written
+from fl_tiny.gateway import keys, sealed
+from fl_tiny.gateway.keys import GATEWAY_KEY, NEW_KEY
 from fl_tiny.gateway.manifests import MODEL_LIMIT
 from fl_tiny.gateway.models import BASE, model_data
-from fl_tiny.gateway.setup import GATEWAY_KEY
 from fl_tiny.gateway.store import Store
 from fl_tiny.protocol import signed, wire
 
@@ -32,6 +34,7 @@ MEMBERS = 64
 MEMBER_LIMIT = 16 << 30  # bytes of a ledger; with FILE_LIMIT what a mistaken file may cost to read
 FILE_LIMIT = 20 << 30
 NAME = re.compile(r"state\.db|fl-tiny\.toml|(secret|model)/[A-Za-z0-9_-][A-Za-z0-9._-]{0,100}")
+KEYS = {f"{statedir.SECRET}/{name}" for name in (GATEWAY_KEY, NEW_KEY)}
 AGAIN = "take another backup; this one was damaged or cut short"
 
 
@@ -54,26 +57,30 @@ class Backup:
     members: tuple[Member, ...]
 
 
-def write(directory: Path, out: Path) -> Backup:
+def write(directory: Path, out: Path, to: bytes | None = None) -> Backup:
     """Put DIR's state as of now into ``out``, mode 0600, all or nothing; a gateway may run in DIR meanwhile.
 
+    to: the public half of the key that it is sealed for; None: whoever has the file can read it.
     Raises: ConfigError, DataError when DIR is no sound gateway; EnvironmentFault when ``out`` cannot be written.
     """
     store = Store.open(directory / statedir.DATABASE)
     check_writable(out)
-    draft = out.with_name(f".{out.name[:100]}.{os.getpid()}.db")
+    draft = (directory / out.name if to else out).with_name(f".{out.name[:100]}.{os.getpid()}.db")
     try:
         draft.touch(mode=0o600, exist_ok=False)
         store.copy_to(draft)
-        found = _found(draft, [*_files(directory), (statedir.DATABASE, draft)])
+        found = _found(directory, draft, [*_files(directory), (statedir.DATABASE, draft)])
         index = json.dumps(_to_json(found)).encode()
-        with written(out, 0o600) as file:
+        with written(out, 0o600) as plain:
+            file = sealed.Writer(plain, to) if to else plain
             file.write(MAGIC + hashlib.sha256(index).hexdigest().encode() + b"\n" + index + b"\n")
             for member in found.members:
                 source = draft if member.name == statedir.DATABASE else directory / member.name
                 with source.open("rb") as part:
                     if sha256(part, member.size, file).hex() != member.sha256:
                         raise EnvironmentFault(f"{source} changed while it was copied", hint="give the command again")
+            if isinstance(file, sealed.Writer):
+                file.close()
         return found
     finally:
         store.close()
@@ -99,15 +106,16 @@ def check(file: IO[bytes], name: Path) -> Backup:
     return found
 
 
-def restore(directory: Path, source: Path, epoch: int | None = None) -> Backup:
+def restore(directory: Path, source: Path, epoch: int | None = None, secret: bytes | None = None) -> Backup:
     """Make DIR, which is not there or empty, the gateway that ``source`` holds, its heads of a new epoch.
 
-    epoch: of the restored gateway; None: one above the backup's. Returns what DIR then holds.
+    epoch: of the restored gateway; None: one above the backup's.   secret: the private half of the key that ``source``
+    is sealed for; None: it is not. Returns what DIR then holds.
     Raises: DataError when ``source`` is damaged; ConfigError when DIR is in use or the epoch is not higher.
     """
     if directory.is_dir() and any(directory.iterdir()):
         raise ConfigError(f"{directory} is in use: it is not empty", hint="restore into a new directory")
-    with open_plain(source, FILE_LIMIT) as file:
+    with open_plain(source, FILE_LIMIT) as stored, _opened(stored, source, secret) as file:
         found = check(file, source)
         raised = found.epoch + 1 if epoch is None else epoch
         if not found.epoch < raised <= wire.U32:
@@ -128,6 +136,20 @@ def restore(directory: Path, source: Path, epoch: int | None = None) -> Backup:
     return replace(found, epoch=raised, devices=devices)
 
 
+def _opened(stored: IO[bytes], name: Path, secret: bytes | None) -> IO[bytes]:
+    """The backup in a file, sealed or not. Raises: ConfigError when a key lacks or is too many; DataError."""
+    is_sealed = stored.read(len(sealed.MAGIC)) == sealed.MAGIC
+    if is_sealed and secret is None:
+        raise ConfigError(f"{name} is sealed", hint=f"add --key FILE, the {sealed.SECRET_FILE} of `fleet backup-key`")
+    if secret is None:
+        return stored
+    if not is_sealed:
+        raise DataError(
+            f"{name} is not sealed, so this key cannot vouch for it", hint="without --key, if that is meant"
+        )
+    return io.BufferedReader(sealed.Reader(stored, secret, name), sealed.PIECE)
+
+
 def _files(directory: Path) -> Iterator[tuple[str, Path]]:
     """(name, path) of what belongs to DIR's gateway beside its ledger."""
     for pattern in (statedir.SETTINGS, f"{statedir.SECRET}/*", f"{statedir.MODEL}/*"):
@@ -137,7 +159,7 @@ def _files(directory: Path) -> Iterator[tuple[str, Path]]:
                 yield name, path
 
 
-def _found(database: Path, files: list[tuple[str, Path]]) -> Backup:
+def _found(directory: Path, database: Path, files: list[tuple[str, Path]]) -> Backup:
     members = []
     for name, path in files:
         with path.open("rb") as file:
@@ -148,9 +170,18 @@ def _found(database: Path, files: list[tuple[str, Path]]) -> Backup:
         faults = copied.faults()
         if faults:
             raise DataError("the ledger is not sound: " + "; ".join(faults), hint="an earlier backup may be")
+        if not any(_is_key(path, copied.get("gateway_pk")) for name, path in files if name in KEYS):
+            what = f"{directory / statedir.SECRET / GATEWAY_KEY} is not the key of this gateway's ledger"
+            raise DataError(what, hint="give the command again if `gateway rekey` ran; else an earlier backup has it")
         return Backup(copied.head().number, copied.epoch or 0, len(copied.devices()), tuple(members))
     finally:
         copied.close()
+
+
+def _is_key(path: Path, pk: bytes) -> bool:
+    """Does a file hold the secret half of ``pk``? Root may ask it of another's file."""
+    seed = path.read_bytes()
+    return len(seed) == signed.SEED_BYTES and signed.public_key(seed) == pk
 
 
 def _to_json(found: Backup) -> dict[str, Any]:
@@ -195,11 +226,15 @@ def _begin(directory: Path, database: Path, epoch: int) -> int:
         faults = store.faults()
         if faults:
             raise DataError("the backup's ledger is not sound: " + "; ".join(faults), hint=AGAIN)
-        seed = statedir.read_secret(directory, GATEWAY_KEY)
+        keys.finish(directory, store)
+        try:
+            seed = keys.seed_of(directory, store)
+        except DataError as fault:
+            raise DataError("the backup's key is of another gateway than its ledger", hint=AGAIN) from fault
         manifest = wire.decode(wire.Manifest, signed.payload_of(store.get("manifest")))
         model = hashlib.sha256(model_data(store, directory)).digest()
-        if signed.public_key(seed) != store.get("gateway_pk") or model != manifest.digest:
-            raise DataError("the backup's key or model is of another gateway than its ledger", hint=AGAIN)
+        if model != manifest.digest:
+            raise DataError("the backup's model is of another gateway than its ledger", hint=AGAIN)
         head = wire.decode(wire.Head, signed.payload_of(store.head().signed))
         store.begin_epoch(epoch, signed.sign(wire.encode(replace(head, epoch=epoch)), seed))
         return len(store.devices())

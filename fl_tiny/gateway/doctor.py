@@ -10,12 +10,14 @@ from pathlib import Path
 from fl_tiny import config, statedir
 from fl_tiny.doctor import MIB, Finding, Odd, State, machine, openssl_found, owned, settings_read, tried
 from fl_tiny.errors import ConfigError, DataError, EnvironmentFault
+from fl_tiny.gateway.keys import seed_of
 from fl_tiny.gateway.manifests import MODEL_KEY
 from fl_tiny.gateway.models import model_data
 from fl_tiny.gateway.notices import notices
-from fl_tiny.gateway.setup import GATEWAY_KEY, hint_address, summary
+from fl_tiny.gateway.setup import hint_address, summary
 from fl_tiny.gateway.store import Store
 from fl_tiny.gateway.strategies import strategy_named
+from fl_tiny.gateway.trouble import troubles
 from fl_tiny.net.udp import bound_socket
 from fl_tiny.protocol import signed, wire
 from fl_tiny.protocol.strategy import Options
@@ -45,8 +47,9 @@ def examine(directory: Path) -> list[Finding]:
         with contextlib.closing(Store.open(directory / statedir.DATABASE)) as store:
             wanted += SESSION_BYTES * len(store.devices())
             found += [
-                tried("secrets", lambda: _secrets(directory)),
+                tried("secrets", lambda: _secrets(directory, store)),
                 tried("model", lambda: _model(directory, store)),
+                tried("rollout", lambda: _rollout(store)),
                 tried("address", lambda: _address(directory, store)),
                 tried("learning", lambda: _learning(store)),
             ]
@@ -80,8 +83,8 @@ def _fleet(directory: Path) -> str:
     return f"{found['devices']} devices, round {found['round']}, {found['state']}"
 
 
-def _secrets(directory: Path) -> str:
-    statedir.read_secret(directory, GATEWAY_KEY)
+def _secrets(directory: Path, store: Store) -> str:
+    seed_of(directory, store)
     if not (directory / statedir.SECRET / MODEL_KEY).exists():
         return "for their owner alone; the model key is elsewhere"
     statedir.read_secret(directory, MODEL_KEY)
@@ -99,6 +102,12 @@ def _model(directory: Path, store: Store) -> str:
 def _learning(store: Store) -> str | Odd:
     found = notices(store)
     return Odd("; ".join(notice.text for notice in found), "look at these boards") if found else "nobody stands out"
+
+
+def _rollout(store: Store) -> str:
+    if found := troubles(store):
+        raise DataError("; ".join(each.what for each in found), hint="; ".join(each.todo for each in found))
+    return "no device is ahead of this gateway"
 
 
 def _address(directory: Path, store: Store) -> str | Odd:

@@ -11,8 +11,9 @@ from pathlib import Path
 from fl_tiny import statedir
 from fl_tiny.errors import DataError, EnvironmentFault
 from fl_tiny.gateway.gather import ExactStart, make_version
+from fl_tiny.gateway.keys import seed_of
 from fl_tiny.gateway.models import model_data
-from fl_tiny.gateway.setup import GATEWAY_KEY, find_device
+from fl_tiny.gateway.setup import find_device
 from fl_tiny.gateway.store import Store
 from fl_tiny.gateway.tables import Device, Version
 from fl_tiny.protocol import signed
@@ -42,7 +43,7 @@ def forget(directory: Path, which: str) -> tuple[Device, int]:
         if not statedir.is_running(directory):
             with statedir.locked(directory):
                 data = model_data(store, directory)
-                seed = statedir.read_secret(directory, GATEWAY_KEY)
+                seed = seed_of(directory, store)
                 return device, carry_out(store, ExactStart.of(store, data), seed, device.did).number
         number = store.forgotten(device.did)
         if number is not None:

@@ -47,6 +47,7 @@ class Kind(str, Enum):
     EXACT = "exact"
     FORGET = "forget"
     MODEL = "model"
+    ROLLBACK = "rollback"
 
 
 @dataclass(frozen=True, slots=True)

@@ -189,6 +189,7 @@ class Models:
             db.execute("UPDATE round SET seconds=0 WHERE number=? AND kind=?", (number, Kind.MODEL.value))
             db.execute("UPDATE model SET first=? WHERE counter=?", (number, new.manifest.counter))
             db.execute("INSERT OR IGNORE INTO holds(did, model) SELECT did, ? FROM device", (old,))
+            db.execute("INSERT OR IGNORE INTO meta VALUES('initial',?)", (old,))  # counter of the first model of all
             facts = {"manifest": new.signed, "model_pk": self._pk, "first": number}
             facts["model_file"] = file_of(new.manifest.counter)
             db.executemany("INSERT OR REPLACE INTO meta VALUES(?,?)", facts.items())

@@ -19,9 +19,9 @@ class Promised:
 
     def delta(self, head: Version, manifest: wire.Manifest) -> bytes | None:
         """What leads to ``head`` from the one before, when its signed form promises it."""
-        if self._of != head.digest:
+        if self._of != head.signed:
             promises = wire.decode(wire.Head, signed.payload_of(head.signed)).delta
             base = self._store.version(head.number - 1) if promises else None
             found = difference(base.body, head.body, manifest.shapes) if base else None
-            self._of, self._delta = head.digest, found[1] if found else None
+            self._of, self._delta = head.signed, found[1] if found else None
         return self._delta

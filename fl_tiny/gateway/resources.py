@@ -13,8 +13,10 @@ import weakref
 from collections.abc import Awaitable, Callable
 
 from fl_tiny.errors import Conflict, EnvironmentFault, FlTinyError, RemoteError
+from fl_tiny.gateway import trouble
 from fl_tiny.gateway.budget import MEMBER, Shares, TooMuch
 from fl_tiny.gateway.commit import Commits
+from fl_tiny.gateway.keys import handover_to, key_of
 from fl_tiny.gateway.service import Gateway
 from fl_tiny.gateway.space import check_room
 from fl_tiny.gateway.tables import Device, Entry, Version
@@ -53,7 +55,7 @@ class Resources:
         self._identities = gateway.identities
         self._commits = Commits(gateway)
         self._shares = Shares()
-        self._etags: dict[tuple[str, tuple[str, ...]], bytes] = {}
+        self._etags: dict[str, bytes] = {}
         self._counted: weakref.WeakSet[SessionHandle] = weakref.WeakSet()  # sessions of a start that has been counted
         self.refused = 0
         self._table: dict[tuple[str, str], Resource] = {
@@ -187,8 +189,10 @@ class Resources:
             raise
         self._identities.enrolled(did, time.monotonic())
         self._gateway.models.forget(did)
+        trouble.holds_our_key(self._store, did)
         log.info("device enrolled device=%s name=%s", did.hex()[:8], enrol.name)
-        enrolled = wire.Enrolled(did, psk, self._store.get("gateway_pk"), self._store.get("model_pk"))
+        key = key_of(self._store)
+        enrolled = wire.Enrolled(did, psk, key.pk, self._store.get("model_pk"), key.serial or None)
         return Response("2.04", wire.encode(enrolled), CBOR)
 
     def _register(self, request: Request, device: Device) -> Response:
@@ -233,31 +237,41 @@ class Resources:
 
     def _model(self, request: Request, head: Version, did: bytes | None = None) -> Response:
         """head: the newest one for the model that the device ``did`` holds; None: a peer asks."""
-        etag = head.digest[:8]
         if request.path == ("m",):
-            same = request.etag == etag
-            if same:
-                return Response("2.03", etag=etag, watched=True)
-            return Response("2.05", head.signed, COSE, etag, watched=True)
+            etag = signed.digest(head.signed)[:8]  # a head that is published again has the body of an earlier one
+            fresh = Response("2.05", head.signed, COSE, etag, watched=True)
+            return Response("2.03", etag=etag, watched=True) if request.etag == etag else fresh
         if request.path == ("m", "new") and did is not None:
             signed_head = self._gateway.models.new_head(did, self._gateway.head)
             return Response("2.05", signed_head, COSE) if signed_head else _refusal(NOT_FOUND, "no newer model")
         name, part = request.path[1], request.path[2:]
+        if name == "k":
+            return self._handover(part, did)
         message = self._gateway.models.manifest(name) if part == ("s",) else None
         if message is not None:
             return Response("2.05", message, COSE)
         body = self._octets(name, part, head)
-        if body is not None:
-            return Response("2.05", body, OCTETS, self._etag(name, part, body))
-        return _refusal(NOT_FOUND, "no head or model of this name; GET /m names the current ones")
+        if body is None:
+            return _refusal(NOT_FOUND, "no head or model of this name; GET /m names the current ones")
+        return Response("2.05", body, OCTETS, hashlib.sha256(body).digest()[:8] if part else self._etag(name, body))
 
-    def _etag(self, name: str, part: tuple[str, ...], body: bytes) -> bytes:
+    def _handover(self, path: tuple[str, ...], did: bytes | None) -> Response:
+        """The hand-over to a key of ours by its number. Who asks for one holds the key before it."""
+        serial = _number(path[0]) if len(path) == 1 else 0
+        message = handover_to(self._store, serial)
+        if message is not None:
+            return Response("2.05", message, COSE)
+        if did is not None and serial:
+            trouble.holds_key(self._store, did, serial - 1)
+        return _refusal(NOT_FOUND, "no later key")
+
+    def _etag(self, name: str, body: bytes) -> bytes:
         """Of a body that its name stands for; made once, since it is asked for with each block."""
-        if (name, part) not in self._etags:
+        if name not in self._etags:
             if len(self._etags) >= ETAGS:
                 self._etags.clear()
-            self._etags[name, part] = hashlib.sha256(body).digest()[:8]
-        return self._etags[name, part]
+            self._etags[name] = hashlib.sha256(body).digest()[:8]
+        return self._etags[name]
 
     def _octets(self, name: str, part: tuple[str, ...], head: Version) -> bytes | None:
         """A body, or below it ``d``: what leads to the newest head from the one before."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from fl_tiny import config, notify, statedir
 from fl_tiny.errors import ConfigError
+from fl_tiny.gateway import keys
 from fl_tiny.gateway.announce import announced, interface_of
 from fl_tiny.gateway.budget import Quiet
 from fl_tiny.gateway.encodings import Encodings
@@ -20,11 +21,10 @@ from fl_tiny.gateway.gather import ExactOptions
 from fl_tiny.gateway.models import Models
 from fl_tiny.gateway.resources import Resources
 from fl_tiny.gateway.service import Emit, Gateway
-from fl_tiny.gateway.setup import GATEWAY_KEY, hint_address
+from fl_tiny.gateway.setup import hint_address
 from fl_tiny.gateway.store import Store
 from fl_tiny.gateway.strategies import strategy_named
 from fl_tiny.net.coap import Limits, Server
-from fl_tiny.protocol import signed
 from fl_tiny.protocol.rounds import RoundSettings
 from fl_tiny.protocol.strategy import Options
 from fl_tiny.protocol.wire import Train
@@ -77,7 +77,8 @@ def run(directory: Path, options: RunOptions, emit: Emit) -> bool:
 async def _serve(
     directory: Path, store: Store, settings: config.GatewaySettings, total: int | None, emit: Emit
 ) -> bool:
-    seed = statedir.read_secret(directory, GATEWAY_KEY)
+    keys.finish(directory, store)
+    seed = keys.seed_of(directory, store)
     gateway = Gateway(
         store,
         Models(store, directory, seed),
@@ -134,7 +135,7 @@ async def _serve(
         stop = _stopped()  # before anybody knows that we run
         emit("listening", {"uri": server.uri})
         log.info("listening uri=%s", server.uri)
-        async with notify.serving(f"listening at {server.uri}"), _announced(directory, store, settings, seed):
+        async with notify.serving(f"listening at {server.uri}"), _announced(directory, store, settings):
             return await _until_done(gateway.run(total), stop, [server.fault, *([web] if web else [])])
     finally:
         if web:
@@ -146,12 +147,12 @@ async def _serve(
 
 
 def _announced(
-    directory: Path, store: Store, settings: config.GatewaySettings, seed: bytes
+    directory: Path, store: Store, settings: config.GatewaySettings
 ) -> contextlib.AbstractAsyncContextManager[None]:
     interface = interface_of(settings.bind) if settings.announce else None
     if interface is None:
         return contextlib.nullcontext()
-    return announced(hint_address(directory, store), signed.public_key(seed), interface)
+    return announced(hint_address(directory, store), keys.public_keys(store), interface)
 
 
 def _train(settings: config.GatewaySettings) -> Train:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fl_tiny.errors import DataError
-from fl_tiny.gateway import forget
+from fl_tiny.gateway import forget, heads
 from fl_tiny.gateway.bundles import Bundles
 from fl_tiny.gateway.chunks import Chunks
 from fl_tiny.gateway.encodings import KNOWN, Encodings
@@ -33,6 +33,7 @@ from fl_tiny.gateway.presence import Attendance
 from fl_tiny.gateway.promise import Promised
 from fl_tiny.gateway.store import HINT, Store
 from fl_tiny.gateway.tables import Device, Entry, OpenRound, Version
+from fl_tiny.gateway.trouble import Teller
 from fl_tiny.gateway.uploads import Uploads
 from fl_tiny.net.waiting import happens
 from fl_tiny.protocol import wire
@@ -96,6 +97,7 @@ class Gateway:
         self.able: dict[bytes, Sequence[int]] = {}  # encodings that each device which registered can send
         self._encodings = encodings or Encodings()
         self.promised = Promised(store)
+        self._teller = Teller(store)
         self._exact = exact or ExactOptions()
         self._seed = seed
         self._wake = asyncio.Event()
@@ -211,7 +213,9 @@ class Gateway:
         while total is None or self.head.number < total:
             now = time.monotonic()
             self._forget()
+            self._roll_back()
             self._roll_out()
+            self._teller.tick(now)
             self.drop_revoked()
             self.identities.tick(now)
             self._write_off(now)
@@ -296,7 +300,7 @@ class Gateway:
     def _publish(self, rid: bytes, seconds: float) -> None:
         made = self.gathering.made(self.head, lambda: self.store.accepted(rid))
         number, exact = self.head.number + 1, self.gathering.kind is Kind.EXACT
-        since = number if exact else self.store.solved()
+        since = number if exact else self.store.since()
         version = make_version(number, made, self.models.current.digest, self._seed, since, self.epoch)
         state = encode_state(made.head.state)
         shares, outliers = made.shares, made.outliers
@@ -341,6 +345,17 @@ class Gateway:
                 self.emit("round", {"number": number, "state": "aborted", "why": "a device was forgotten"})
             self._begin_anew(version)
             log.info("device forgotten device=%s number=%d", did.hex()[:8], version.number)
+
+    def _roll_back(self) -> None:
+        """A command beside us may have asked for an earlier head: publish that one again."""
+        number = self.rounds.rid and self.head.number + 1
+        version = heads.carry_out(self.store, self._seed)
+        if version is None:
+            return
+        if number:
+            self.emit("round", {"number": number, "state": "aborted", "why": heads.WHY})
+        self._begin_anew(version)
+        log.info("head rolled back number=%d", version.number)
 
     def _roll_out(self) -> None:
         """A command beside us may have published a model: when the fleet carries it, begin anew with it."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an operator does to a gateway's directory: make it, pair devices and peers, revoke, export a head."""
+"""What an operator does to a gateway's directory: make it, pair devices and peers, look at them."""
 
 from __future__ import annotations
 
@@ -15,22 +15,20 @@ from fl_tiny.errors import ConfigError, DataError, EnvironmentFault
 from fl_tiny.files import sync_directory, write_atomic
 from fl_tiny.gateway import bundles
 from fl_tiny.gateway.gather import first_made, make_version
+from fl_tiny.gateway.keys import GATEWAY_KEY, key_of
 from fl_tiny.gateway.manifests import MODEL_KEY, Wanted, fitting, read_manifest, settle, sign
-from fl_tiny.gateway.models import BASE, model_data, rollout
+from fl_tiny.gateway.models import BASE, rollout
 from fl_tiny.gateway.notices import notices, outliers
 from fl_tiny.gateway.store import Store
-from fl_tiny.gateway.tables import Device, Version
-from fl_tiny.learn.head import read_parameters, trained_part, whole
-from fl_tiny.learn.requant import patch, requantise
-from fl_tiny.learn.tflite import read_model
+from fl_tiny.gateway.tables import Device
+from fl_tiny.gateway.trouble import troubles
+from fl_tiny.learn.head import read_parameters, trained_part
 from fl_tiny.protocol import pairing, signed, wire
 from fl_tiny.protocol.aggregate import WHOLE
 from fl_tiny.protocol.fields import is_shown
 from fl_tiny.protocol.identity import Identity, Kind
-from fl_tiny.protocol.manifest import ManifestFile, spec_of
-from fl_tiny.protocol.update import HeadBody, decode_head
+from fl_tiny.protocol.manifest import ManifestFile
 
-GATEWAY_KEY = "gateway.key"
 SHOWN = 6  # ids in a message
 
 
@@ -144,22 +142,6 @@ def find_device(store: Store, which: str) -> Device:
     return found[0]
 
 
-def export(directory: Path, out: Path) -> Version:
-    """Write the model with the head published last to ``out``, all or nothing, and return that version."""
-    store = Store.open(directory / statedir.DATABASE)
-    version = store.head()
-    data = model_data(store, directory)
-    manifest = wire.decode(wire.Manifest, signed.payload_of(store.get("manifest")))
-    if version.number > (store.get("first") or 0):
-        head = wire.decode(wire.Head, signed.payload_of(version.signed))
-        spec = spec_of(read_model(data), manifest)
-        parameters = whole(spec, decode_head(HeadBody(version.body, head.scales), manifest.shapes))
-        spans = list(zip(head.ranges[0::2], head.ranges[1::2], strict=True)) if head.ranges else None
-        data = patch(data, spec, requantise(spec, parameters, spans))
-    write_atomic(out, data)
-    return version
-
-
 def hint_address(directory: Path, store: Store) -> str:
     """``host:port`` under which a device of this LAN may find the gateway, empty when that is not known."""
     settings = config.load(directory / statedir.SETTINGS, config.GatewaySettings)
@@ -175,8 +157,8 @@ def hint_address(directory: Path, store: Store) -> str:
 
 
 def summary(store: Store, running: bool) -> dict[str, Any]:
-    """What ``gateway status`` reports: uri, round, state, devices, head, what is on its way to devices."""
-    opened, head = store.opened(), store.head()
+    """What ``gateway status`` reports: uri, round, state, devices, head, key, what is on its way, trouble."""
+    opened, head, key = store.opened(), store.head(), key_of(store)
     entries = bool(opened and next(store.accepted(opened.rid), None))
     state = ("collecting" if entries else "open") if opened else "idle"
     return {
@@ -185,8 +167,10 @@ def summary(store: Store, running: bool) -> dict[str, Any]:
         "state": state if running else "stopped",
         "devices": sum(d.state == "active" for d in store.devices()),
         "head": head.digest.hex(),
+        "gateway_key": {"sha256": signed.digest(key.pk).hex(), "serial": key.serial},
         "rollout": rollout(store),
         "bundles": bundles.listed(store),
+        "trouble": [str(each) for each in troubles(store)],
         "notices": [notice.text for notice in notices(store)],
     }
 

@@ -32,6 +32,7 @@ from fl_tiny.gateway.tables import (
     floats_to_bytes,
     insert_round,
     insert_version,
+    last_head,
     reject_updates,
 )
 from fl_tiny.protocol import wire
@@ -86,12 +87,9 @@ class Store:
         """Where the database is."""
         return Path(self._db.execute("PRAGMA database_list").fetchone()[2]).parent
 
-    def _transaction(self) -> AbstractContextManager[sqlite3.Connection]:
-        return transaction(self._db, "ledger")
-
     def write(self) -> AbstractContextManager[sqlite3.Connection]:
-        """A transaction for the modules beside this one: on the disk when it ends, or nothing has changed."""
-        return self._transaction()
+        """A transaction, also for the modules beside this one: on the disk when it ends, or nothing has changed."""
+        return transaction(self._db, "ledger")
 
     def rows(self, query: str, *values: Any) -> list[Any]:
         """What a query finds."""
@@ -101,7 +99,7 @@ class Store:
 
     def put(self, **values: Any) -> None:
         """Set facts of the ``meta`` table; None removes one."""
-        with self._transaction() as db:
+        with self.write() as db:
             for key, value in values.items():
                 if value is None:
                     db.execute("DELETE FROM meta WHERE key=?", (key,))
@@ -130,7 +128,7 @@ class Store:
         Raises: RemoteError with Code.PAIRING when the code is unknown, expired or another key's; with Code.CONFLICT
         when the key is in use elsewhere, or is one that its device has replaced.
         """
-        with self._transaction() as db:
+        with self.write() as db:
             check_unused(db, did, pk)
             known = self.device(did)
             if known is not None and known.pk != pk:
@@ -147,28 +145,28 @@ class Store:
 
     def add_devices(self, rows: Sequence[tuple[bytes, bytes, bytes]]) -> None:
         """Take devices in without a code: (did, public key, PSK) each, active at once. For a fleet of one's own."""
-        with self._transaction() as db:
+        with self.write() as db:
             db.executemany("INSERT INTO device(did, pk, psk, state) VALUES(?,?,?,'active')", rows)
 
     def activate(self, did: bytes) -> None:
         """A pending device has come with its new key: it is active from now on."""
-        with self._transaction() as db:
+        with self.write() as db:
             db.execute("UPDATE device SET state='active' WHERE did=? AND state='pending'", (did,))
 
     def revoke(self, did: bytes) -> None:
         """Take a device out: its key opens nothing any more, and its update leaves the open round."""
-        with self._transaction() as db:
+        with self.write() as db:
             _revoke(db, did)
 
     def note_presence(self, rows: Sequence[tuple[bytes, int, int, float, str, int]]) -> None:
         """Write what heartbeats said: (did, samples, head, seen, boot, lacks) each; a batch is one transaction."""
-        with self._transaction() as db:
+        with self.write() as db:
             moved = [(*said, did) for did, *said in rows]
             db.executemany("UPDATE device SET samples=?, head=?, seen=?, boot=?, lacks=? WHERE did=?", moved)
 
     def add_pairings(self, codes: Sequence[tuple[bytes, bytes]], left_s: float) -> None:
         """Keep new codes (token, secret), each good for ``left_s`` of the running gateway's time."""
-        with self._transaction() as db:
+        with self.write() as db:
             rows = [(token, secret, left_s) for token, secret in codes]
             db.executemany("INSERT INTO pairing(token, secret, left_s) VALUES(?,?,?)", rows)
 
@@ -181,14 +179,14 @@ class Store:
         """Let the codes age; expired ones go. Called while the gateway runs, so a restart renews nothing."""
         if not self._db.execute("SELECT 1 FROM pairing LIMIT 1").fetchone():
             return
-        with self._transaction() as db:
+        with self.write() as db:
             db.execute("UPDATE pairing SET left_s=left_s-?", (seconds,))
             db.execute("DELETE FROM pairing WHERE left_s<=0")
 
     def add_peer(self, name: str, psk: bytes) -> None:
         """Add a read-only peer. Raises: ConfigError when the name is taken."""
         try:
-            with self._transaction() as db:
+            with self.write() as db:
                 db.execute("INSERT INTO peer VALUES(?,?)", (name, psk))
         except Conflict as cause:
             raise ConfigError(f"there is a peer {name} already") from cause
@@ -199,14 +197,14 @@ class Store:
 
     def remove_peer(self, name: str) -> bool:
         """Take a peer's key away; False when there is none of this name."""
-        with self._transaction() as db:
+        with self.write() as db:
             return db.execute("DELETE FROM peer WHERE name=?", (name,)).rowcount > 0
 
     # ---- rounds ---------------------------------------------------------------------------------------------
 
     def open_round(self, opened: OpenRound) -> None:
         """A round begins; an aborted try of the same number is forgotten."""
-        with self._transaction() as db:
+        with self.write() as db:
             insert_round(db, opened, "open")
 
     def opened(self) -> OpenRound | None:
@@ -216,12 +214,12 @@ class Store:
 
     def save_left(self, rid: bytes, left_s: float) -> None:
         """Keep the seconds that the open round has left; a restart goes on from there."""
-        with self._transaction() as db:
+        with self.write() as db:
             db.execute("UPDATE round SET left_s=? WHERE rid=?", (left_s, rid))
 
     def answer(self, rows: Sequence[tuple[bytes, bytes, int]]) -> None:
         """Keep devices' answers, (rid, did, said) each; the last one of a device counts."""
-        with self._transaction() as db:
+        with self.write() as db:
             db.executemany("INSERT OR REPLACE INTO answer VALUES(?,?,?)", rows)
 
     def answers(self, rid: bytes) -> list[tuple[bytes, int]]:
@@ -234,7 +232,7 @@ class Store:
         Returns why one is left out, by device: it is revoked, or has delivered in this round before.
         """
         refused: dict[bytes, Code] = {}
-        with self._transaction() as db:
+        with self.write() as db:
             for e in entries:
                 facts = (rid, e.did, e.signed, e.samples, Status.ACCEPTED.value, e.held, e.loss, e.accuracy)
                 known = db.execute("SELECT state FROM device WHERE did=?", (e.did,)).fetchone()
@@ -290,7 +288,7 @@ class Store:
         outliers: how far each device stood out.   keeps_sums: what they sent are sums, which stay; else it is dropped.
         strategy: what the strategy remembers from now on.
         """
-        with self._transaction() as db:
+        with self.write() as db:
             insert_version(db, version)
             db.execute("DELETE FROM strategy")
             db.executemany("INSERT INTO strategy VALUES(?,?)", (strategy or {}).items())
@@ -309,7 +307,7 @@ class Store:
 
     def abort(self, rid: bytes, why: str, seconds: float) -> None:
         """The round closes without a head."""
-        with self._transaction() as db:
+        with self.write() as db:
             db.execute("DELETE FROM ledger WHERE rid=?", (rid,))
             db.execute("UPDATE round SET state='aborted', left_s=0, seconds=?, why=? WHERE rid=?", (seconds, why, rid))
 
@@ -336,12 +334,11 @@ class Store:
 
     def solved(self) -> int | None:
         """The last head that was solved from sums; later ones go on from it."""
-        row = self._db.execute(
-            "SELECT max(number) FROM round WHERE kind IN ('exact', 'forget')"
-            " AND state='published' AND number>=coalesce((SELECT value FROM meta WHERE key='first'), 0)"
-        ).fetchone()
-        number: int | None = row[0]
-        return number
+        return last_head(self._db, ("exact", "forget"))
+
+    def since(self) -> int | None:
+        """The last head that does not go on from the one before: what devices have left to say of those is void."""
+        return last_head(self._db, ("exact", "forget", "rollback"))
 
     def forgotten(self, did: bytes) -> int | None:
         """The head that no longer knows this device, once there is one."""
@@ -353,7 +350,7 @@ class Store:
 
         An open round, which started from another head, ends without one.
         """
-        with self._transaction() as db:
+        with self.write() as db:
             _revoke(db, did)
             db.execute("DELETE FROM gram WHERE did=?", (did,))
             db.execute("DELETE FROM meta WHERE key=?", (f"forget:{did.hex()}",))
@@ -386,11 +383,12 @@ class Store:
 
     def begin_epoch(self, epoch: int, signed: bytes) -> None:
         """The ledger goes on from a backup: the last head signed anew, the open round and the pairing codes gone."""
-        with self._transaction() as db:
+        with self.write() as db:
             db.execute("INSERT OR REPLACE INTO meta VALUES('epoch',?)", (epoch,))
             db.execute("UPDATE version SET signed=? WHERE number=(SELECT max(number) FROM version)", (signed,))
             abort_open(db, "restored from a backup")
             db.execute("DELETE FROM pairing")  # one may have been used since
+            db.execute("DELETE FROM meta WHERE key='rollback'")
 
     def copy_to(self, path: Path) -> None:
         """The whole ledger as of now into the empty file ``path``; a gateway beside us goes on."""
@@ -398,7 +396,7 @@ class Store:
 
     def add_first(self, version: Version) -> None:
         """Version 0: the model's own head."""
-        with self._transaction() as db:
+        with self.write() as db:
             insert_version(db, version)
 
     def head(self) -> Version:
@@ -430,7 +428,7 @@ class Store:
             "a head's weight is not that of its updates": "SELECT 1 FROM version JOIN (SELECT consumed_by number,"
             " sum(coalesce(weight, samples)) total FROM ledger WHERE consumed_by IS NOT NULL GROUP BY 1) USING(number)"
             " WHERE number>0 AND weight!=total"
-            " AND number NOT IN (SELECT number FROM round WHERE kind IN ('forget', 'model'))",
+            " AND number NOT IN (SELECT number FROM round WHERE kind IN ('forget', 'model', 'rollback'))",
         }
         with database.reading(Path("the ledger"), HINT):
             return [fault for fault, query in checks.items() if self._db.execute(query).fetchone()]

@@ -40,6 +40,7 @@ CREATE TABLE holds(did BLOB PRIMARY KEY, model INT NOT NULL, refused INT, code I
 CREATE TABLE boot(did BLOB PRIMARY KEY, boots INT NOT NULL, boot BLOB NOT NULL, before BLOB, why TEXT) STRICT;
 CREATE TABLE rekey(did BLOB PRIMARY KEY, gen INT NOT NULL, pk BLOB, psk BLOB) STRICT;
 CREATE TABLE wrong(token BLOB PRIMARY KEY, tries INT NOT NULL) STRICT;
+CREATE TABLE handover(serial INTEGER PRIMARY KEY, pk BLOB NOT NULL, signed BLOB NOT NULL) STRICT;
 CREATE TABLE chunk(did BLOB NOT NULL, sid TEXT NOT NULL, at INT NOT NULL, rid BLOB NOT NULL, body BLOB NOT NULL,
   PRIMARY KEY(did, at)) STRICT;
 CREATE TABLE bundle(digest BLOB PRIMARY KEY, board TEXT UNIQUE NOT NULL, release TEXT NOT NULL, size INT NOT NULL,
@@ -87,6 +88,7 @@ UPDATE rekey SET pk=NULL, psk=NULL WHERE pk IN (SELECT pk FROM device)
   OR pk IN (SELECT pk FROM rekey WHERE pk IS NOT NULL GROUP BY pk HAVING count(*)>1);
 CREATE UNIQUE INDEX rekey_pk ON rekey(pk);
 UPDATE device SET name=NULL WHERE length(name)=32 AND lower(name) NOT GLOB '*[^0-9a-f]*';
+CREATE TABLE handover(serial INTEGER PRIMARY KEY, pk BLOB NOT NULL, signed BLOB NOT NULL) STRICT;
 """,
 }
 
@@ -227,6 +229,17 @@ def check_unused(db: sqlite3.Connection, did: bytes, pk: bytes) -> None:
     query = " UNION ALL ".join(f"SELECT 1 FROM {table} WHERE pk=?1 AND did!=?2" for table in tables)  # noqa: S608 - ours
     if db.execute(query, (pk, did)).fetchone():
         raise RemoteError("this key is in use", code=Code.CONFLICT)
+
+
+def last_head(db: sqlite3.Connection, kinds: Sequence[str]) -> int | None:
+    """The last head of the fleet's model that came about in one of these ways."""
+    row = db.execute(
+        f"SELECT max(number) FROM round WHERE kind IN ({', '.join('?' * len(kinds))})"  # noqa: S608 - question marks
+        " AND state='published' AND number>=coalesce((SELECT value FROM meta WHERE key='first'), 0)",
+        kinds,
+    ).fetchone()
+    number: int | None = row[0]
+    return number
 
 
 def reject_updates(db: sqlite3.Connection, did: bytes) -> None:

@@ -19,9 +19,9 @@ from fl_tiny import statedir
 from fl_tiny.errors import EnvironmentFault
 from fl_tiny.files import write_atomic
 from fl_tiny.gateway.gather import first_made, make_version
+from fl_tiny.gateway.keys import GATEWAY_KEY
 from fl_tiny.gateway.manifests import MODEL_KEY
 from fl_tiny.gateway.models import BASE
-from fl_tiny.gateway.setup import GATEWAY_KEY
 from fl_tiny.gateway.store import Store
 from fl_tiny.lab.children import Child, Children
 from fl_tiny.lab.swarm import Swarm

@@ -34,6 +34,7 @@ DAY_MS = 86_400_000
 MAX_CODES = 262_144  # parameters of a head, bytes of sums: the wire's limit, checked at `gateway init`
 MAX_TENSORS = 16
 LEAST_RATE = 1e-7
+MOST_KEYS = 255  # that a gateway has in its life; what a device may have to follow at once
 MAX_LABELS = 256
 MAX_CANARY = 1 << 20  # bytes
 LABELS_LIMIT = 2048  # bytes of all labels together, so that a signed manifest fits a control message
@@ -70,13 +71,17 @@ class Enrol:
 
 @dataclass(frozen=True, slots=True)
 class Enrolled:
-    """What a device needs from now on: its id, its PSK, and the keys it believes in."""
+    """What a device needs from now on: its id, its PSK, and the keys it believes in.
+
+    serial: the number of the gateway's key; absent: 0, its first.
+    """
 
     KIND: ClassVar[int] = 2
     did: Annotated[bytes, Key(1, DID)]
     psk: Annotated[bytes, Key(2, blob(32))]
     gateway_pk: Annotated[bytes, Key(3, PK)]
     model_pk: Annotated[bytes, Key(4, PK)]
+    serial: Annotated[int | None, Key(5, uint(1, MOST_KEYS))] = None
 
 
 @dataclass(frozen=True, slots=True)

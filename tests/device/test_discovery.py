@@ -30,6 +30,7 @@ from fl_tiny.gateway import setup
 from fl_tiny.gateway.announce import announced, interface_of
 from fl_tiny.gateway.manifests import Wanted
 from fl_tiny.protocol import signed
+from fl_tiny.protocol.announced import MOST_MARKS, mark_of, txt_of
 
 MODEL = Path(__file__).parents[1] / "models/bench/head_64x10.tflite"
 HERE = "127.0.0.1"
@@ -37,11 +38,16 @@ DEAD = "255.255.255.255:5684"  # the kernel refuses to send there, so that a try
 MARKS = st.sampled_from(["00" * 8, "11" * 8, "22" * 8])
 HOSTS = st.one_of(st.ip_addresses().map(str), st.text(max_size=20), st.sampled_from(["224.0.0.1", "fe80::1%3", "::1"]))
 PROPOSALS = st.lists(
-    st.builds(Proposal, st.ip_addresses(v=4).map(str), st.integers(1, 3), MARKS), max_size=3 * MOST_TAKEN
+    st.builds(
+        Proposal, st.ip_addresses(v=4).map(str), st.integers(1, 3), st.lists(MARKS, min_size=1, max_size=6).map(tuple)
+    ),
+    max_size=3 * MOST_TAKEN,
 )
 TXT = st.dictionaries(
     st.sampled_from([b"fl", b"gw", b"x"]),
-    st.one_of(st.none(), st.binary(max_size=20), st.just(b"1"), st.just(b"a" * 16)),
+    st.one_of(
+        st.none(), st.binary(max_size=20), st.just(b"1"), st.just(b"a" * 16), st.just(b"a" * 16 + b"," + b"b" * 16)
+    ),
 )
 
 
@@ -54,15 +60,26 @@ def test_at_most_eight_of_the_proposed_addresses_are_tried_each_once(
     distinct = {p.address for p in found} - {failed}
     assert len(tried) == len(set(tried)) == min(MOST_TRIED, len(distinct))
     assert set(tried) <= distinct
-    known = {p.address for p in found if p.mark == mark}
+    known = {p.address for p in found if mark in p.marks}
     first = min(MOST_TRIED, len(known - {failed}))
     assert set(tried[:first]) <= known, "the gateway that the device knows comes first"
 
 
 def test_false_proposals_do_not_keep_the_right_one_out_for_ever() -> None:
-    found = [Proposal(f"192.0.2.{n}", 5684, "00" * 8) for n in range(60)]
+    found = [Proposal(f"192.0.2.{n}", 5684, ("00" * 8,)) for n in range(60)]
     looks = [proposals.in_order(found, "00" * 8, None, random.Random(seed)) for seed in range(200)]
     assert all(any(p.address in tried for tried in looks) for p in found)
+
+
+def test_a_device_that_holds_a_former_key_tries_its_gateway_first() -> None:
+    keys = [bytes([n]) * 32 for n in range(9)]
+    txt: dict[bytes, bytes | None] = {key.encode(): value.encode() for key, value in txt_of(keys).items()}
+    (ours,) = proposals.proposed(txt, ["fd00:1111:2222:3333:4444:5555:6666:7777"], 65_535, loopback=False)
+    assert len(proposals.to_line(ours)) <= proposals.LINE_LIMIT
+    assert proposals.from_lines(proposals.to_line(ours).encode()) == [ours]
+    others = [Proposal(f"192.0.2.{n}", 5684, ("00" * 8,)) for n in range(60)]
+    for held in keys[:MOST_MARKS]:
+        assert proposals.in_order([*others, ours], mark_of(held), None, random.Random(1))[0] == ours.address
 
 
 @given(TXT, st.lists(HOSTS, max_size=30), st.one_of(st.none(), st.integers(-1, 70_000)))
@@ -103,7 +120,7 @@ def test_without_the_library_a_line_says_so(caplog: pytest.LogCaptureFixture, mo
         raise AssertionError(address)
 
     async def both() -> None:
-        async with announced("192.0.2.7:1", bytes(32), ""):
+        async with announced("192.0.2.7:1", [bytes(32)], ""):
             await asyncio.sleep(0)
             assert await find.elsewhere("any", None, None, never) is None  # type: ignore[arg-type]
 
@@ -153,7 +170,7 @@ def test_malformed_answers_and_other_services_are_passed_over() -> None:
     ]
     with answering(datagrams):
         found, seconds, _ = looked()
-    assert found == [Proposal("127.0.0.5", 5684, "0011223344556677")]
+    assert found == [Proposal("127.0.0.5", 5684, ("0011223344556677",))]
     assert seconds < 8
 
 
@@ -188,7 +205,7 @@ def test_a_device_finds_its_gateway_without_an_address_and_again_after_it_moved(
             _, right = await stack.enter_async_context(running(ours))
             _, false = await stack.enter_async_context(running(other))
             for server in (false, right):
-                await stack.enter_async_context(announced(f"{HERE}:{server.port}", pk, HERE))
+                await stack.enter_async_context(announced(f"{HERE}:{server.port}", [pk], HERE))
             await asyncio.sleep(1.5)
             done = await enrol(device, code, None, None)
             assert done.gateway == f"{HERE}:{right.port}"
@@ -230,7 +247,7 @@ def test_a_device_whose_only_proposals_are_false_keeps_the_address_it_has(tmp_pa
     async def story() -> None:
         async with running(ours) as (_, right):
             await enrolled(ours, right.port, device)
-        async with running(other) as (_, false), announced(f"{HERE}:{false.port}", pk, HERE):
+        async with running(other) as (_, false), announced(f"{HERE}:{false.port}", [pk], HERE):
             await asyncio.sleep(1.5)
             with closing(DeviceStore.open(device / statedir.DATABASE)) as store:
                 store.put(gateway=DEAD, missed=find.TRIES)

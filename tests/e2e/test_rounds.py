@@ -23,7 +23,9 @@ def ledger_is_sound(directory: Path) -> None:
     """Each accepted update is in exactly one head, and each head's weight is that of its updates (invariant I2)."""
     with sqlite3.connect(directory / "state.db") as db:
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-        heads = dict(db.execute("SELECT number, weight FROM version WHERE number>0"))
+        heads = dict(
+            db.execute("SELECT number, weight FROM version WHERE number>0 AND weight>0")
+        )  # no update made the others
         found = dict(
             db.execute("SELECT consumed_by, sum(weight) FROM ledger WHERE consumed_by IS NOT NULL GROUP BY consumed_by")
         )

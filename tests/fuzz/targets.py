@@ -47,7 +47,7 @@ from fl_tiny.net.messages import METHODS, Request, Response, cut, from_response,
 from fl_tiny.net.server import Server
 from fl_tiny.net.sessions import Datagram, Limits, Opened, Peer, Received, Table
 from fl_tiny.net.sieve import sift
-from fl_tiny.protocol import aggregate, cbor, manifest, pairing, problem, rekey, signed, submission, wire
+from fl_tiny.protocol import aggregate, cbor, handover, manifest, pairing, problem, rekey, signed, submission, wire
 from fl_tiny.protocol.preprocess import Series
 from fl_tiny.protocol.rounds import RoundSettings
 from fl_tiny.protocol.update import HeadBody, decode_head
@@ -58,7 +58,7 @@ KEY = bytes(range(1, 33))
 CLASSES: tuple[type[Any], ...] = (
     wire.Enrol, wire.Enrolled, wire.Register, wire.Registered, wire.Heartbeat, wire.Next, wire.Own, wire.Manifest,
     wire.Head, wire.Offer, wire.Answer, wire.Update, wire.Receipt, wire.Held, rekey.Rekey, rekey.Rekeyed,
-    manifest.ManifestFile, submission.Submission,
+    handover.Handover, manifest.ManifestFile, submission.Submission,
 )  # fmt: skip
 
 RID, DID, BASE = b"ROUNDrid", b"DEVICEdidDEVICEd", b"HEADdigestHEADdigestHEADdigestHE"  # stand for the real ones

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from fl_tiny.protocol import rekey, submission, wire
+from fl_tiny.protocol import handover, rekey, submission, wire
 from fl_tiny.protocol.preprocess import Audio, Images, Series
 from fl_tiny.protocol.release import Bundle, BundleRefusal
 
@@ -13,6 +13,8 @@ MESSAGES = {
     "enrol-least": wire.Enrol(PK),
     "enrol-full": wire.Enrol(PK, "kitchen"),
     "enrolled": wire.Enrolled(DID, b"k" * 32, PK, b"m" * 32),
+    "enrolled-later": wire.Enrolled(DID, b"k" * 32, PK, b"m" * 32, 255),
+    "handover": handover.Handover(1, PK, b"s" * 64),
     "register": wire.Register(DID, (1,)),
     "register-boot": wire.Register(DID, (1,), 4_294_967_295, b"b" * 8),
     "register-encodings": wire.Register(DID, (1,), encodings=(0, 1, 2)),
