@@ -34,7 +34,7 @@ class Identities:
         self.cut: Callable[[Identity], None] = lambda who: None  # ends an identity's session
         self._pending: dict[bytes, float] = {}
         self._out: dict[bytes, float] = {}  # since when we know of it
-        self._peers = store.peers()
+        self._peers: dict[bytes, bytes] = {}  # by which key each came
 
     def key_of(self, identity: str) -> bytes | None:
         """The PSK of an identity, or None: what the DTLS front door asks."""
@@ -45,7 +45,10 @@ class Identities:
             code = self._store.pairing(who.id)
             return code.secret if code else None
         if who.kind is Kind.PEER:
-            return self._store.peers().get(who.id)
+            psk = self._store.peers().get(who.id)
+            if psk is not None:
+                self._peers[who.id] = psk
+            return psk
         device = self._store.device(who.id)
         if device is None or device.state == "revoked":
             return None
@@ -107,8 +110,9 @@ class Identities:
         self._out.update(dict.fromkeys(ripe, -math.inf))  # once
         for did in ripe:
             self._cut_device(did)
-        before, self._peers = self._peers, self._store.peers()
-        for name in (name for name, psk in before.items() if self._peers.get(name) != psk):
+        peers = self._store.peers() if self._peers else {}
+        for name in [name for name, psk in self._peers.items() if peers.get(name) != psk]:
+            del self._peers[name]
             self.cut(Identity(Kind.PEER, name))
 
     def started(self, device: Device, register: wire.Register) -> bool:

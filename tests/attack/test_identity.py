@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attacks on who is who: one key for two devices, spellings of an identity, guessed codes, names, copies, old keys.
 
-They back "Identities and names" of docs/failures.md.
+They back rows 72 to 74 of docs/failures.md.
 """
 
 from __future__ import annotations
