@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,15 +14,18 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_tiny.device.runtimes import RUNTIMES, chosen, full_name, installed
+from fl_tiny.device.runtimes import RUNTIMES, candidates, chosen, fault, full_name, installed
 from fl_tiny.errors import EnvironmentFault, ModelError
 from fl_tiny.learn.kernels.plan import Plan, prepare
 from fl_tiny.learn.kernels.rounding import Rule
 from fl_tiny.learn.tflite import Model, read_model
 
+log = logging.getLogger(__name__)
+
 Codes = NDArray[Any]
 
 BATCH = 8  # samples an invocation; measured to work on all but streaming models, and a small board's arena holds it
+STATEFUL = frozenset({"VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE"})  # reset_all_variables leaves what they keep
 NEWEST_DENSE = 11  # a FULLY_CONNECTED of a later version does not load in tflite-runtime 2.14 (facts.md, trap 13)
 
 
@@ -44,10 +50,12 @@ def runtimes_for(model: Model) -> dict[str, bool | str]:
     found: dict[str, bool | str] = {}
     for name, runtime in RUNTIMES.items():
         if not runtime.rule:
-            found[name] = installed(name) or "not installed"
+            found[name] = (fault(name) or True) if installed(name) else "not installed"
     dense = [each.version for each in model.main.operators if each.name == "FULLY_CONNECTED"]
     if found["tflite"] is True and max(dense, default=0) > NEWEST_DENSE:
         found["tflite"] = f"refuses FULLY_CONNECTED version {max(dense)}"
+    if state := _state(model):
+        found.update({name: f"refused: {state}" for name, usable in found.items() if usable is True})
     try:
         prepare(model, Rule.TFLITE)
         found["numpy"] = True
@@ -59,33 +67,54 @@ def runtimes_for(model: Model) -> dict[str, bool | str]:
 def open_backbone(data: bytes, *, runtime: str | None = None) -> Backbone:
     """A backbone of the model in ``data``, in this process: a damaged file may still end it (see isolated.py).
 
-    runtime: a name of ``RUNTIMES``; None takes the first that is installed, numpy's kernels last.
-    Raises: ModelError for a file that is damaged or that the runtime refuses; EnvironmentFault without a runtime.
+    runtime: a name of ``RUNTIMES``; None takes the first that works, numpy's kernels last.
+    Raises: ModelError for a file that is damaged, keeps state, or that the runtime refuses; EnvironmentFault without a
+    runtime.
     """
     model = read_model(data)
-    asked = chosen(runtime)
+    if state := _state(model):
+        raise ModelError(state, hint="streaming models are not run yet (docs/models.md)")
+    names = candidates() if runtime is None else (chosen(runtime),)
+    for asked in names[:-1]:
+        try:
+            return _opened(asked, data, model)
+        except EnvironmentFault as broken:
+            log.warning("runtime passed over name=%r why=%r", full_name(asked), broken.what)
+    return _opened(names[-1], data, model)
+
+
+def _state(model: Model) -> str:
+    """What of a model keeps state from one run to the next; empty for none. Samples would depend on their order."""
+    names = sorted({each.name for graph in model.graphs for each in graph.operators} & STATEFUL)
+    return f"the model keeps state between runs ({', '.join(names)}), which nothing resets" if names else ""
+
+
+def _opened(asked: str, data: bytes, model: Model) -> Backbone:
+    """The model as one runtime runs it. Raises: as ``open_backbone``."""
     name = full_name(asked)
     if RUNTIMES[asked].rule:
         return _Computed(name, prepare(model, Rule(RUNTIMES[asked].rule)))
     try:
-        module = importlib.import_module(RUNTIMES[asked].module)
-    except ImportError as broken:
-        raise EnvironmentFault(f"{name} does not load: {broken}", hint="is it installed whole?") from broken
+        with contextlib.redirect_stderr(io.StringIO()):  # numpy 2 writes a page there about what numpy 1 built
+            module = importlib.import_module(RUNTIMES[asked].module)
+    except (ImportError, OSError, AttributeError) as broken:
+        why = str(broken).strip().partition("\n")[0][:200]
+        raise EnvironmentFault(f"{name} does not load: {why}", hint="is it installed whole?") from broken
     streaming = len(model.graphs) > 1 or any(tensor.variable for tensor in model.main.tensors)
     sizes = [model.input.shape[0] if model.input.shape else 1]
     if sizes[0] == 1 and not streaming:
         sizes.insert(0, BATCH)  # some graphs have the batch written into a RESHAPE: those run one by one
-    fault: Exception | None = None
+    last: Exception | None = None
     for size in sizes:
         try:
             return _open(module, data, model, name, size)
         except (ValueError, RuntimeError) as refused:
-            fault = refused
+            last = refused
         except SystemError as clash:  # tflite-runtime was built for numpy 1 and fails with 2 only now
             raise EnvironmentFault(
                 f"{name} does not work with numpy {np.__version__}", "pip install 'numpy<2', or use --runtime numpy"
             ) from clash
-    raise ModelError(f"{name} refuses the model: {str(fault).strip()[:200]}") from fault
+    raise ModelError(f"{name} refuses the model: {str(last).strip()[:200]}") from last
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import importlib.metadata
 from pathlib import Path
 
 from fl_tiny import config, statedir
@@ -16,14 +15,13 @@ from fl_tiny.device.runtimes import HINT, chosen, full_name
 from fl_tiny.device.slots import base_path, digest_of
 from fl_tiny.device.store import DeviceStore
 from fl_tiny.doctor import MIB, Finding, Odd, State, machine, openssl_found, owned, settings_read, tried
-from fl_tiny.errors import ConfigError, DataError, EnvironmentFault
+from fl_tiny.errors import ConfigError, DataError
 from fl_tiny.files import read_bounded
 from fl_tiny.net.udp import resolve
 from fl_tiny.protocol import signed, wire
 from fl_tiny.protocol.consent import MIN_CLASSES, MIN_SAMPLES
 
 IDLE_BYTES, TRAINING_BYTES = 26 * MIB, 60 * MIB  # docs/facts.md; Python, numpy and a small head
-OLD_NUMPY_ONLY = "tflite"  # tflite-runtime was built for numpy 1
 
 
 def examine(directory: Path) -> list[Finding]:
@@ -57,9 +55,6 @@ def examine(directory: Path) -> list[Finding]:
 
 def _runtime(settings: config.DeviceSettings) -> str | Odd:
     name = chosen(settings.runtime)
-    numpy = importlib.metadata.version("numpy")
-    if name == OLD_NUMPY_ONLY and int(numpy.split(".")[0]) > 1:
-        raise EnvironmentFault(f"{full_name(name)} does not work with numpy {numpy}", "--runtime numpy, or numpy<2")
     if name.startswith("numpy"):
         return Odd(f"{full_name(name)}: ten times slower than an interpreter, same values", f"if it is slow: {HINT}")
     return full_name(name)
