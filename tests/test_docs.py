@@ -236,3 +236,10 @@ def test_the_page_of_settings_names_every_environment_variable_that_is_read() ->
         read |= set(re.findall(r"(?:os\.)?environ(?:ment)?(?:\.get\(|\[)\"([A-Z_]+)\"", source))
     listed = set(re.findall(r"`([A-Z_]{4,})`", text("docs/config.md").split("## Gateway")[0]))
     assert read == listed - {"DIR"}
+
+
+def test_every_line_of_what_is_protected_names_its_test() -> None:
+    lines = re.findall(
+        r"^\| (?!what holds|---)(.*) \| (.*) \|$", section(text("SECURITY.md"), "What is protected"), re.M
+    )
+    assert len(lines) >= 20 and all("::test_" in shown_by for _, shown_by in lines)
