@@ -34,6 +34,8 @@ async def running(gw: Path) -> AsyncIterator[tuple[Gateway, Server]]:
         yield gateway, server
     finally:
         await server.close()
+        if server.fault.done() and not server.fault.cancelled():
+            server.fault.exception()  # the test has seen what came of it
         gateway.uploads.save()
         store.close()
 

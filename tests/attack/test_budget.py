@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 from e2e.fleet import Daemon
 
 from fl_tiny.gateway.budget import LINES
@@ -97,5 +98,6 @@ def test_a_member_that_asks_for_everything_costs_the_others_no_round_and_fills_n
     assert figures.rows < 400, figures
 
 
+@pytest.mark.full  # 46 s
 def test_control_without_budgets_a_member_takes_what_it_can(tmp_path: Path) -> None:
     assert "log" in (faults := attack_budget(tmp_path, "lavish").faults()) and len(faults) > 1

@@ -120,5 +120,6 @@ def test_a_flood_from_one_address_keeps_no_device_of_its_network_out(tmp_path: P
     assert figures.kept["ssl"] == figures.kept["sessions"], figures
 
 
+@pytest.mark.full  # 47 s; the door without cookies of its own is no code that a change could bring back
 def test_control_the_old_door_lets_one_address_starve_its_network(tmp_path: Path) -> None:
     assert attack_flood(tmp_path, 0, "old").slowed

@@ -74,7 +74,10 @@ FLEETS = [
     pytest.param(
         fashion_fleet,
         id="fashion",
-        marks=pytest.mark.skipif(not fashion.IMAGES.is_dir(), reason="needs Debian's package dataset-fashion-mnist"),
+        marks=[
+            pytest.mark.full,
+            pytest.mark.skipif(not fashion.IMAGES.is_dir(), reason="needs Debian's package dataset-fashion-mnist"),
+        ],
     ),
 ]
 
