@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from fl_tiny import disk
 from fl_tiny.errors import ConfigError, EnvironmentFault
 from fl_tiny.files import read_private, write_atomic
 
@@ -30,6 +31,8 @@ def create(directory: Path) -> None:
         (directory / SECRET).mkdir(mode=0o700, exist_ok=True)
         (directory / MODEL).mkdir(mode=_DIR_MODE, exist_ok=True)
     except OSError as cause:
+        if cause.errno in disk.FAULTS:
+            raise disk.fault_of(cause.errno or 0, directory, f"cannot make {directory}") from cause
         raise EnvironmentFault(f"cannot make {directory}: {cause.strerror}") from cause
 
 

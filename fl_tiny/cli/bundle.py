@@ -38,7 +38,7 @@ def list_(args: argparse.Namespace) -> None:
     """List what is offered, and what became of it."""
     from fl_tiny.gateway import bundles
 
-    rows = bundles.listed(_store(args.dir))
+    rows = bundles.listed(_store(args.dir, reading=True))
     show(args, rows, table(rows, COLUMNS))
 
 
@@ -51,10 +51,10 @@ def withdraw(args: argparse.Namespace) -> None:
     show(args, found, f"release {gone.bundle.release} is offered to no {gone.board} any more")
 
 
-def _store(directory: Path) -> Any:
+def _store(directory: Path, *, reading: bool = False) -> Any:
     from fl_tiny import statedir
     from fl_tiny.gateway.store import Store
 
     if directory.exists():
         statedir.act_as_owner(directory)
-    return Store.open(directory / statedir.DATABASE)
+    return Store.open(directory / statedir.DATABASE, reading=reading)

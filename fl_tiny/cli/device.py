@@ -170,7 +170,7 @@ def status(args: argparse.Namespace) -> None:
 
     if args.dir.exists():
         statedir.act_as_owner(args.dir)
-    store = DeviceStore.open(args.dir / statedir.DATABASE)
+    store = DeviceStore.open(args.dir / statedir.DATABASE, reading=True)
     kept = store.kept()
     running = statedir.is_running(args.dir)
     must_run(args, running)

@@ -179,7 +179,7 @@ def devices(args: argparse.Namespace) -> None:
     """List the devices of the fleet."""
     from fl_tiny.gateway import setup
 
-    rows = setup.device_rows(_store(args.dir))
+    rows = setup.device_rows(_store(args.dir, reading=True))
     show(
         args,
         rows,
@@ -189,7 +189,7 @@ def devices(args: argparse.Namespace) -> None:
 
 def rounds(args: argparse.Namespace) -> None:
     """List the rounds, oldest first."""
-    rows = _store(args.dir).rounds()
+    rows = _store(args.dir, reading=True).rounds()
     names = ("number", "kind", "state", "invited", "received", "samples", "loss", "accuracy", "seconds")
     show(args, rows, table(rows, names))
 
@@ -199,7 +199,7 @@ def status(args: argparse.Namespace) -> None:
     from fl_tiny import statedir
     from fl_tiny.gateway import setup
 
-    store = _store(args.dir)
+    store = _store(args.dir, reading=True)
     running = statedir.is_running(args.dir)
     must_run(args, running)
     found = setup.summary(store, running)
@@ -283,12 +283,12 @@ def restore(args: argparse.Namespace) -> None:
     show(args, result, text)
 
 
-def _store(directory: Path) -> Any:
+def _store(directory: Path, *, reading: bool = False) -> Any:
     from fl_tiny import statedir
     from fl_tiny.gateway.store import Store
 
     _owner(directory)
-    return Store.open(directory / statedir.DATABASE)
+    return Store.open(directory / statedir.DATABASE, reading=reading)
 
 
 def _owner(directory: Path) -> None:

@@ -59,7 +59,7 @@ def write(directory: Path, out: Path) -> Backup:
 
     Raises: ConfigError, DataError when DIR is no sound gateway; EnvironmentFault when ``out`` cannot be written.
     """
-    store = Store.open(directory / statedir.DATABASE)
+    store = Store.open(directory / statedir.DATABASE, reading=True)
     check_writable(out)
     draft = out.with_name(f".{out.name[:100]}.{os.getpid()}.db")
     try:

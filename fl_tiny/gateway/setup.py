@@ -42,7 +42,7 @@ def initialised(directory: Path) -> Initialised | None:
     """As what DIR was initialised; None when it was not."""
     if not (directory / statedir.DATABASE).exists():
         return None
-    store = Store.open(directory / statedir.DATABASE)
+    store = Store.open(directory / statedir.DATABASE, reading=True)
     try:
         manifest = wire.decode(wire.Manifest, signed.payload_of(store.get("manifest")))
         return Initialised(manifest.name, manifest.layers, signed.digest(store.get("model_pk")).hex())
@@ -129,7 +129,7 @@ def find_device(store: Store, which: str) -> Device:
 
 def export(directory: Path, out: Path) -> Version:
     """Write the model with the head published last to ``out``, all or nothing, and return that version."""
-    store = Store.open(directory / statedir.DATABASE)
+    store = Store.open(directory / statedir.DATABASE, reading=True)
     version = store.head()
     data = model_data(store, directory)
     manifest = wire.decode(wire.Manifest, signed.payload_of(store.get("manifest")))

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is said of a disk that is full, read-only or failing: which one it is, and what may be deleted."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from fl_tiny.errors import EnvironmentFault
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+FAULTS = FULL | {errno.EROFS, errno.EIO}
+LITTLE = 1 << 16  # bytes: SQLite wants 32 KiB at once, and calls it an I/O error when it does not get them (guess)
+ROOM = "delete logs, caches or backups there, of DIR update/*.part at most; never state.db or state.db-wal"
+WRITABLE = "mount it writable; when the kernel made it read-only, dmesg says why"
+HEALTH = "dmesg says more; save DIR to another disk, and replace this one"
+
+
+def fault_of(number: int, path: Path, what: str) -> EnvironmentFault:
+    """The fault of an operation on ``path`` that ended with this errno. what: it, as ``DIR/x cannot be written``."""
+    if number in FULL:
+        return EnvironmentFault(f"{what}: the disk at {mount_of(path)} is full", ROOM)
+    if number == errno.EROFS:
+        return EnvironmentFault(f"{what}: the disk at {mount_of(path)} is read-only", WRITABLE)
+    return EnvironmentFault(f"{what}: the disk at {mount_of(path)} fails ({os.strerror(number)})", HEALTH)
+
+
+def state_of(path: Path) -> int:
+    """ENOSPC, EROFS, or 0: why nothing can be written where ``path`` is, as far as the system says."""
+    try:
+        found = os.statvfs(_existing(path))
+    except OSError:
+        return 0
+    if found.f_flag & os.ST_RDONLY:
+        return errno.EROFS
+    no_inode = found.f_files > 0 and found.f_favail == 0
+    return errno.ENOSPC if no_inode or found.f_bavail * found.f_frsize < LITTLE else 0
+
+
+def mount_of(path: Path) -> Path:
+    """Where the disk that ``path`` lies on is mounted."""
+    point = _existing(path).resolve()
+    while not point.is_mount():
+        point = point.parent
+    return point
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
