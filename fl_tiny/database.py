@@ -13,7 +13,7 @@ import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from fl_tiny import disk
+from fl_tiny import disks
 from fl_tiny.errors import ConfigError, DataError, EnvironmentFault, FlTinyError
 
 PATIENCE_S = 5.0  # for who else writes or reads
@@ -51,7 +51,7 @@ def sqlite_version() -> str:
 
 
 def resets_safely(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> bool:
-    """True when this SQLite notices a log that is reset during a checkpoint. Source: sqlite.org/wal.html#walresetbug."""
+    """True when SQLite notices a log that is reset during a checkpoint. Source: sqlite.org/wal.html#walresetbug."""
     return version >= _SOUND or any(version[:2] == fixed[:2] and version >= fixed for fixed in _REPAIRED)
 
 
@@ -111,10 +111,10 @@ def connect(
     """
     with reading(path, hint):
         if reads is not None:
-            db = _reader(path, shared)
-            if _version(db) >= reads:
-                return db
-            db.close()
+            reader = _reader(path, shared)
+            if _version(reader) >= reads:
+                return reader
+            reader.close()
         db = sqlite3.connect(path, isolation_level=None, timeout=PATIENCE_S, check_same_thread=not shared)
         try:
             for pragma in pragmas:
@@ -169,14 +169,12 @@ def fault_of(cause: Exception, path: Path, what: str) -> FlTinyError | None:
         return None
     if code in (_BUSY, _LOCKED):
         return EnvironmentFault(f"{what}: another process has held the database for {PATIENCE_S:.0f} s")
-    state = disk.state_of(path)
-    if code == _FULL or (code in (_IOERR, _CANTOPEN) and state == errno.ENOSPC):
-        return disk.fault_of(errno.ENOSPC, path, what)
-    if state == errno.EROFS:
-        return disk.fault_of(errno.EROFS, path, what)
-    if code == _IOERR:
-        return disk.fault_of(errno.EIO, path, what)
-    return EnvironmentFault(f"{what}: {cause}", "are file and folder the right owner's?" if code != _NOMEM else "")
+    state = errno.ENOSPC if code == _FULL else disks.state_of(path)
+    if state == 0 and code == _IOERR:
+        state = errno.EIO
+    if state == 0 or code == _NOMEM:
+        return EnvironmentFault(f"{what}: {cause}")
+    return disks.fault_of(state, path, what)
 
 
 def copy(db: sqlite3.Connection, path: Path) -> None:
@@ -213,7 +211,7 @@ def _reader(path: Path, shared: bool) -> Connection:
 
 
 def _opened(path: Path, how: str, shared: bool) -> Connection:
-    uri = f"file:{urllib.parse.quote(os.path.abspath(path))}?{how}"
+    uri = f"file:{urllib.parse.quote(str(path.absolute()))}?{how}"
     db = sqlite3.connect(
         uri, uri=True, isolation_level=None, timeout=PATIENCE_S, check_same_thread=not shared, factory=Connection
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from fl_tiny import config, database, disk, statedir
+from fl_tiny import config, database, disks, statedir
 from fl_tiny.errors import FlTinyError
 from fl_tiny.net import openssl
 
@@ -145,10 +145,8 @@ def owned(directory: Path) -> Finding:
             probe.flush()
             os.fsync(probe.fileno())
     except OSError as refused:
-        if refused.errno in disk.FAULTS:
-            fault = disk.fault_of(refused.errno or 0, directory, f"{directory} cannot be written")
-            return Finding("state", State.FAIL, fault.what, fault.hint)
-        return Finding("state", State.FAIL, f"{directory}: {refused.strerror}", "is it yours?")
+        fault = disks.fault_of(refused.errno, directory, f"{directory} cannot be written")
+        return Finding("state", State.FAIL, fault.what, fault.hint)
     return Finding("state", State.OK, f"{directory} can be written")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from fl_tiny import disk
+from fl_tiny import disks
 from fl_tiny.errors import ConfigError, DataError, EnvironmentFault, ModelError
 
 _PIECE = 1 << 16  # bytes in memory at a time
@@ -107,9 +107,7 @@ def written(path: Path, mode: int | None = None) -> Iterator[IO[bytes]]:
         draft.replace(path)
         sync_directory(path.parent)
     except OSError as refused:
-        if refused.errno in disk.FAULTS:
-            raise disk.fault_of(refused.errno or 0, path, f"{path} cannot be written") from refused
-        raise EnvironmentFault(f"{path}: {refused.strerror or refused}", hint="is there a right to write?") from refused
+        raise disks.fault_of(refused.errno, path, f"{path} cannot be written") from refused
     finally:
         draft.unlink(missing_ok=True)
 

@@ -68,11 +68,11 @@ def _say(ours: Exception, directory: Path | None) -> int:
 
 def _of_the_disk(cause: Exception, directory: Path | None) -> FlTinyError | None:
     """What a disk that is full, read-only or failing raised, also in a query, as ours."""
-    from fl_tiny import database, disk
+    from fl_tiny import database, disks
 
-    if isinstance(cause, OSError) and cause.errno in disk.FAULTS:
+    if isinstance(cause, OSError) and cause.errno in disks.FAULTS:
         path = Path(os.fsdecode(cause.filename)) if isinstance(cause.filename, (str, bytes)) else directory or Path()
-        return disk.fault_of(cause.errno, path, f"{path}: {cause.strerror}")
+        return disks.fault_of(cause.errno, path, f"{path}: {cause.strerror}")
     return database.fault_of(cause, directory or Path(), f"{directory or 'a database'} cannot be used")
 
 

@@ -17,13 +17,17 @@ WRITABLE = "mount it writable; when the kernel made it read-only, dmesg says why
 HEALTH = "dmesg says more; save DIR to another disk, and replace this one"
 
 
-def fault_of(number: int, path: Path, what: str) -> EnvironmentFault:
+def fault_of(number: int | None, path: Path, what: str) -> EnvironmentFault:
     """The fault of an operation on ``path`` that ended with this errno. what: it, as ``DIR/x cannot be written``."""
+    number = number or 0
+    if number not in FAULTS:
+        return EnvironmentFault(f"{what}: {os.strerror(number)}", "is there a right to do it?")
+    state, hint = f"fails ({os.strerror(number)})", HEALTH
     if number in FULL:
-        return EnvironmentFault(f"{what}: the disk at {mount_of(path)} is full", ROOM)
-    if number == errno.EROFS:
-        return EnvironmentFault(f"{what}: the disk at {mount_of(path)} is read-only", WRITABLE)
-    return EnvironmentFault(f"{what}: the disk at {mount_of(path)} fails ({os.strerror(number)})", HEALTH)
+        state, hint = "is full", ROOM
+    elif number == errno.EROFS:
+        state, hint = "is read-only", WRITABLE
+    return EnvironmentFault(f"{what}: the disk at {mount_of(path)} {state}", hint)
 
 
 def state_of(path: Path) -> int:
