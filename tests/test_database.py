@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 import subprocess
 import sys
@@ -72,7 +71,7 @@ def test_a_reader_of_a_database_that_nobody_uses_leaves_nothing_there(tmp_path: 
         assert db.execute("SELECT a FROM t").fetchall() == [(1,)]
         with pytest.raises(EnvironmentFault), database.transaction(db, "state"):
             db.execute("DELETE FROM t")
-    assert os.listdir(tmp_path) == ["state.db"]
+    assert [found.name for found in tmp_path.iterdir()] == ["state.db"]
 
 
 def test_a_reader_migrates_what_is_older(tmp_path: Path) -> None:
