@@ -72,7 +72,7 @@ def _of_the_disk(cause: Exception, directory: Path | None) -> FlTinyError | None
 
     if isinstance(cause, OSError) and cause.errno in disks.FAULTS:
         path = Path(os.fsdecode(cause.filename)) if isinstance(cause.filename, (str, bytes)) else directory or Path()
-        return disks.fault_of(cause.errno, path, f"{path}: {cause.strerror}")
+        return disks.fault_of(cause.errno, path, f"{path} cannot be used")
     return database.fault_of(cause, directory or Path(), f"{directory or 'a database'} cannot be used")
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import subprocess
@@ -45,6 +46,15 @@ def fill(directory: Path, left_mib: float) -> Path:
     found = os.statvfs(directory)
     filler = directory / "filler"
     filler.write_bytes(bytes(found.f_bavail * found.f_frsize - int(left_mib * 2**20)))
+    return filler
+
+
+def fill_up(directory: Path) -> Path:
+    """Leave nothing free, not a page."""
+    filler = directory / "filler"
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while file.write(bytes(1 << 12)):
+            pass
     return filler
 
 
@@ -148,7 +158,7 @@ def test_reading_commands_work_and_others_say_what_is_wrong(
             (directory / "state.db-shm").unlink()
         before = answers(fleet.gw, directory, data) if not killed else None
         if state == "full":
-            filler = fill(disk, 0)
+            filler = fill_up(disk)
         else:
             subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
         full = answers(fleet.gw, directory, data)
