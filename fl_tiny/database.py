@@ -189,9 +189,10 @@ def copy(db: sqlite3.Connection, path: Path) -> None:
 def _reader(path: Path, shared: bool) -> Connection:
     """A connection that writes nothing.
 
-    An ordinary one wants room for its -shm. Without room, a log with something in it is indexed in memory, and without
-    a log the file is read as it lies. Then the lock that writers want is held meanwhile: they have no room either.
-    Source: sqlite.org/wal.html, "Read-Only Databases"; sqlite.org/uri.html.
+    An ordinary one wants room for its -shm. Without room, the file is read as it lies when there is no log; a log is
+    indexed in memory, be it by SQLite's own way for a -shm that nobody may write, or, without one, by an exclusive mode
+    that locks nothing. The lock that writers want is held meanwhile: they have no room either.
+    Source: sqlite.org/wal.html, "Read-Only Databases", "Use of WAL Without Shared-Memory"; sqlite.org/vfs.html.
     """
     try:
         return _opened(path, "mode=rw", shared)
@@ -200,9 +201,9 @@ def _reader(path: Path, shared: bool) -> Connection:
             raise
     lock = _lock_of(path.parent, fcntl.LOCK_SH)
     try:
-        log = path.with_name(f"{path.name}-wal")
-        has_log = log.exists() and log.stat().st_size > 0
-        db = _opened(path, "mode=ro&readonly_shm=1" if has_log else "mode=ro&immutable=1", shared)
+        log, index = (_size(path.with_name(f"{path.name}{suffix}")) for suffix in ("-wal", "-shm"))
+        how = ("readonly_shm=1" if index else "vfs=unix-none") if log else "immutable=1"
+        db = _opened(path, f"mode=ro&{how}", shared)
         db.lock = lock
         return db
     except BaseException:
@@ -216,6 +217,8 @@ def _opened(path: Path, how: str, shared: bool) -> Connection:
         uri, uri=True, isolation_level=None, timeout=PATIENCE_S, check_same_thread=not shared, factory=Connection
     )
     try:
+        if "unix-none" in how:
+            db.execute("PRAGMA locking_mode=EXCLUSIVE")
         db.execute("PRAGMA query_only=ON")
         db.execute("PRAGMA trusted_schema=OFF")
         _version(db)
@@ -223,6 +226,10 @@ def _opened(path: Path, how: str, shared: bool) -> Connection:
         db.close()
         raise
     return db
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _lock_of(folder: Path, kind: int) -> int:

@@ -11,7 +11,7 @@ from fl_tiny.errors import EnvironmentFault
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 FAULTS = FULL | {errno.EROFS, errno.EIO}
-LITTLE = 1 << 16  # bytes: SQLite wants 32 KiB at once, and calls it an I/O error when it does not get them (guess)
+LITTLE = 1 << 16  # bytes: twice what SQLite wants for a log's index; it calls it an I/O error when there are none
 ROOM = "delete logs, caches or backups there, of DIR update/*.part at most; never state.db or state.db-wal"
 WRITABLE = "mount it writable; when the kernel made it read-only, dmesg says why"
 HEALTH = "dmesg says more; save DIR to another disk, and replace this one"
@@ -31,15 +31,19 @@ def fault_of(number: int | None, path: Path, what: str) -> EnvironmentFault:
 
 
 def state_of(path: Path) -> int:
-    """ENOSPC, EROFS, or 0: why nothing can be written where ``path`` is, as far as the system says."""
+    """The errno with which a little file beside ``path`` cannot be written; 0 when it can, or for another reason."""
+    probe = _existing(path.parent) / f".room.{os.getpid()}"
     try:
-        found = os.statvfs(_existing(path))
-    except OSError:
-        return 0
-    if found.f_flag & os.ST_RDONLY:
-        return errno.EROFS
-    no_inode = found.f_files > 0 and found.f_favail == 0
-    return errno.ENOSPC if no_inode or found.f_bavail * found.f_frsize < LITTLE else 0
+        handle = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(handle, 0, LITTLE)
+            os.write(handle, b"room?")
+        finally:
+            os.close(handle)
+            probe.unlink()
+    except OSError as cause:
+        return cause.errno if cause.errno in FAULTS else 0
+    return 0
 
 
 def mount_of(path: Path) -> Path:
