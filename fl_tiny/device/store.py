@@ -252,10 +252,9 @@ class DeviceStore:
             gone = db.execute(f"DELETE FROM sample {where}", values).rowcount  # noqa: S608 - ours alone
             if gone:
                 drop_update(db)
-        if gone:
-            with database.writing(self._db, "state"):
-                self._db.execute("VACUUM")  # the freed pages held features
-                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        with database.writing(self._db, "state"):  # also when nothing is gone: a full disk may have stopped the last one
+            self._db.execute("VACUUM")  # the freed pages held features
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return gone
 
     # ---- head, update, choice -------------------------------------------------------------------------------
