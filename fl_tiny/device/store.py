@@ -252,7 +252,7 @@ class DeviceStore:
             gone = db.execute(f"DELETE FROM sample {where}", values).rowcount  # noqa: S608 - ours alone
             if gone:
                 drop_update(db)
-        with database.writing(self._db, "state"):  # also when nothing is gone: a full disk may have stopped the last one
+        with database.writing(self._db, "state"):  # always: a full disk may have stopped the last one
             self._db.execute("VACUUM")  # the freed pages held features
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return gone

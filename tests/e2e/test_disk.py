@@ -58,6 +58,14 @@ def fill_up(directory: Path) -> Path:
     return filler
 
 
+def remount(directory: Path, how: str) -> None:
+    """Make it read-only or writable; a child of a killed daemon may still hold a file for a moment."""
+    until = time.monotonic() + 20
+    while subprocess.run(["mount", "-o", f"remount,{how}", directory], check=False).returncode:
+        assert time.monotonic() < until
+        time.sleep(0.2)
+
+
 def test_a_gateway_without_room_takes_nothing_new_and_goes_on_by_itself(tmp_path: Path, mount: Mount) -> None:
     mount(tmp_path / "disk", 64)
     fleet = Fleet(tmp_path / "disk")
@@ -160,7 +168,7 @@ def test_reading_commands_work_and_others_say_what_is_wrong(
         if state == "full":
             filler = fill_up(disk)
         else:
-            subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+            remount(disk, "ro")
         full = answers(fleet.gw, directory, data)
         assert before in (None, full)
         words = (f"the disk at {disk} {SAID[state][0]}", SAID[state][1])
@@ -172,7 +180,7 @@ def test_reading_commands_work_and_others_say_what_is_wrong(
         if state == "full":
             filler.unlink()
         else:
-            subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+            remount(disk, "rw")
         assert answers(fleet.gw, directory, data) == full
         assert cli("samples", "add", directory, "--data", data)["samples"] == 120
         ledger_is_sound(fleet.gw)
