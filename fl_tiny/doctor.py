@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from fl_tiny import config, statedir
+from fl_tiny import config, database, disks, statedir
 from fl_tiny.errors import FlTinyError
 from fl_tiny.net import openssl
 
@@ -65,6 +65,17 @@ def openssl_found() -> str:
     """The version of the system's OpenSSL. Raises: EnvironmentFault."""
     number = openssl.load().OpenSSL_version_num()
     return f"OpenSSL {number >> 28}.{number >> 20 & 0xFF}"
+
+
+def sqlite_found() -> str | Odd:
+    """The version of SQLite, and whether its log can be reset during a checkpoint (docs/adr/0066)."""
+    version = database.sqlite_version()
+    if database.resets_safely():
+        return f"SQLite {version}"
+    return Odd(
+        f"SQLite {version} can damage a database with two writers (WAL reset bug); fl-tiny's write one at a time",
+        "nothing for fl-tiny; other programs must not write state.db; repaired in 3.44.6, 3.50.7, 3.51.3",
+    )
 
 
 def settings_read(directory: Path, cls: type[object]) -> str:
@@ -134,7 +145,8 @@ def owned(directory: Path) -> Finding:
             probe.flush()
             os.fsync(probe.fileno())
     except OSError as refused:
-        return Finding("state", State.FAIL, f"{directory}: {refused.strerror}", "is the disk mounted writable?")
+        fault = disks.fault_of(refused.errno, directory, f"{directory} cannot be written")
+        return Finding("state", State.FAIL, fault.what, fault.hint)
     return Finding("state", State.OK, f"{directory} can be written")
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Protocol
 
+from fl_tiny import disks
 from fl_tiny.errors import ConfigError, DataError, EnvironmentFault, ModelError
 
 _PIECE = 1 << 16  # bytes in memory at a time
@@ -144,8 +145,7 @@ def written(path: Path, mode: int | None = None) -> Iterator[IO[bytes]]:
         draft.replace(path)
         sync_directory(path.parent)
     except OSError as refused:
-        hint = "is there space, and a right to write?"
-        raise EnvironmentFault(f"{path}: {refused.strerror or refused}", hint) from refused
+        raise disks.fault_of(refused.errno, path, f"{path} cannot be written") from refused
     finally:
         draft.unlink(missing_ok=True)
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from fl_tiny import disks
 from fl_tiny.errors import ConfigError, EnvironmentFault
 from fl_tiny.files import read_private, write_atomic
 
@@ -33,7 +34,7 @@ def create(directory: Path) -> None:
         (directory / SECRET).mkdir(mode=0o700, exist_ok=True)
         (directory / MODEL).mkdir(mode=_DIR_MODE, exist_ok=True)
     except OSError as cause:
-        raise EnvironmentFault(f"cannot make {directory}: {cause.strerror}") from cause
+        raise disks.fault_of(cause.errno, directory, f"cannot make {directory}") from cause
 
 
 def write_secret(directory: Path, name: str, data: bytes) -> None:

@@ -38,7 +38,7 @@ def list_(args: argparse.Namespace) -> None:
     """List what is offered, and what became of it."""
     from fl_tiny.gateway import bundles
 
-    rows = bundles.listed(gateway_store(args.dir))
+    rows = bundles.listed(gateway_store(args.dir, reading=True))
     show(args, rows, table(rows, COLUMNS))
 
 

@@ -106,13 +106,13 @@ def as_owner(directory: Path) -> None:
         statedir.act_as_owner(directory)
 
 
-def gateway_store(directory: Path) -> Any:
-    """The ledger of a gateway's DIR, as DIR's owner."""
+def gateway_store(directory: Path, *, reading: bool = False) -> Any:
+    """The ledger of a gateway's DIR, as DIR's owner. reading: nothing is written, also where nothing can be."""
     from fl_tiny import statedir
     from fl_tiny.gateway.store import Store
 
     as_owner(directory)
-    return Store.open(directory / statedir.DATABASE)
+    return Store.open(directory / statedir.DATABASE, reading=reading)
 
 
 def duration(text: str) -> float:

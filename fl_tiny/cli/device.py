@@ -172,7 +172,7 @@ def status(args: argparse.Namespace) -> None:
 
     if args.dir.exists():
         statedir.act_as_owner(args.dir)
-    store = DeviceStore.open(args.dir / statedir.DATABASE)
+    store = DeviceStore.open(args.dir / statedir.DATABASE, reading=True)
     kept = store.kept()
     running = statedir.is_running(args.dir)
     must_run(args, running)
@@ -211,7 +211,7 @@ def privacy(args: argparse.Namespace) -> None:
 
     if args.dir.exists():
         statedir.act_as_owner(args.dir)
-    store = DeviceStore.open(args.dir / statedir.DATABASE)
+    store = DeviceStore.open(args.dir / statedir.DATABASE, reading=True)
     allows = config.load(args.dir / statedir.SETTINGS, config.DeviceSettings).privacy or config.Privacy()
     sent, refused, summed = store.left.bodies(), store.left.refusals(), store.left.summed()
     found = {

@@ -185,7 +185,7 @@ def devices(args: argparse.Namespace) -> None:
     """List the devices of the fleet."""
     from fl_tiny.gateway import setup
 
-    rows = setup.device_rows(gateway_store(args.dir))
+    rows = setup.device_rows(gateway_store(args.dir, reading=True))
     show(
         args,
         rows,
@@ -195,7 +195,7 @@ def devices(args: argparse.Namespace) -> None:
 
 def rounds(args: argparse.Namespace) -> None:
     """List the rounds, oldest first."""
-    rows = gateway_store(args.dir).rounds()
+    rows = gateway_store(args.dir, reading=True).rounds()
     names = ("number", "kind", "state", "invited", "received", "samples", "loss", "accuracy", "seconds")
     show(args, rows, table(rows, names))
 
@@ -205,7 +205,7 @@ def status(args: argparse.Namespace) -> None:
     from fl_tiny import statedir
     from fl_tiny.gateway import setup
 
-    store = gateway_store(args.dir)
+    store = gateway_store(args.dir, reading=True)
     running = statedir.is_running(args.dir)
     must_run(args, running)
     found = setup.summary(store, running)

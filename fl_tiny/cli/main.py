@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -59,13 +60,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         return 0
-    except Exception as ours:
-        at = traceback.extract_tb(ours.__traceback__)[-1]
-        where = f"{Path(at.filename).name}:{at.lineno}"
-        line = f"fl-tiny: our own fault: {type(ours).__name__} at {where}: {ours}".replace("\n", " ")
-        print(shown(line), file=sys.stderr)
-        logging.getLogger(__name__).debug("where it came from", exc_info=ours)
-        return FlTinyError.EXIT
+    except Exception as cause:
+        return _say(cause, getattr(args, "dir", None))
+
+
+def _say(ours: Exception, directory: Path | None) -> int:
+    """Say whose fault it is, the machine's where its disk is; the exit code."""
+    fault = _of_the_disk(ours, directory)
+    if fault is not None:
+        print(shown(f"fl-tiny: {fault}"), file=sys.stderr)
+        return fault.EXIT
+    at = traceback.extract_tb(ours.__traceback__)[-1]
+    where = f"{Path(at.filename).name}:{at.lineno}"
+    line = f"fl-tiny: our own fault: {type(ours).__name__} at {where}: {ours}".replace("\n", " ")
+    print(shown(line), file=sys.stderr)
+    logging.getLogger(__name__).debug("where it came from", exc_info=ours)
+    return FlTinyError.EXIT
+
+
+def _of_the_disk(cause: Exception, directory: Path | None) -> FlTinyError | None:
+    """What a disk that is full, read-only or failing raised, also in a query, as ours."""
+    from fl_tiny import database, disks
+
+    if isinstance(cause, OSError) and cause.errno in disks.FAULTS:
+        path = Path(os.fsdecode(cause.filename)) if isinstance(cause.filename, (str, bytes)) else directory or Path()
+        return disks.fault_of(cause.errno, path, f"{path} cannot be used")
+    return database.fault_of(cause, directory or Path(), f"{directory or 'a database'} cannot be used")
 
 
 def entry() -> NoReturn:

@@ -27,7 +27,7 @@ def list_(args: argparse.Namespace) -> None:
 
     if args.dir.exists():
         statedir.act_as_owner(args.dir)
-    names = [name.decode("utf-8", "replace") for name in Store.open(args.dir / statedir.DATABASE).peers()]
+    names = [name.decode("utf-8", "replace") for name in Store.open(args.dir / statedir.DATABASE, reading=True).peers()]
     rows = [{"name": name, "identity": Identity(Kind.PEER, name.encode()).text} for name in names]
     show(args, rows, table(rows, ("name", "identity")))
 

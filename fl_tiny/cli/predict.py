@@ -28,7 +28,7 @@ def predict(args: argparse.Namespace) -> None:
 
     if args.dir.exists():
         statedir.act_as_owner(args.dir)
-    device = Device.open(args.dir, runtime=args.runtime)
+    device = Device.open(args.dir, runtime=args.runtime, reading=True)
     data = opened(args, Wanted(device.model, None, None, device.preprocess))
     found = [_plain(each) for batch in data.batches() for each in device.predict(batch)]
     warn(data)

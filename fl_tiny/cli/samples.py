@@ -44,15 +44,15 @@ def add_samples(args: argparse.Namespace) -> None:
     warn(data)
     labels = np.concatenate(own) if data.labels is None else data.labels
     added = device.learn_features(np.concatenate(features), labels, runtime=device.runtime)
-    total = _store(args.dir).sample_count()[0]
+    total = _store(args.dir, reading=True).sample_count()[0]
     result = {"added": added, "samples": total, "skipped": len(data.faults)}
     show(args, result, f"added {added} samples, {total} stored")
 
 
 def stats(args: argparse.Namespace) -> None:
     """Count the stored samples."""
-    device = _device(args.dir)
-    store = _store(args.dir)
+    device = _device(args.dir, reading=True)
+    store = _store(args.dir, reading=True)
     samples, held_out = store.sample_count()
     found = {
         "samples": samples,
@@ -97,17 +97,17 @@ def forget(args: argparse.Namespace) -> None:
     show(args, {"forgotten": gone, "samples": left}, f"forgot {gone} samples, {left} stored")
 
 
-def _device(directory: Path, runtime: str | None = None) -> Any:
+def _device(directory: Path, runtime: str | None = None, *, reading: bool = False) -> Any:
     from fl_tiny import statedir
     from fl_tiny.device.api import Device
 
     if directory.exists():
         statedir.act_as_owner(directory)
-    return Device.open(directory, runtime=runtime)
+    return Device.open(directory, runtime=runtime, reading=reading)
 
 
-def _store(directory: Path) -> Any:
+def _store(directory: Path, *, reading: bool = False) -> Any:
     from fl_tiny import statedir
     from fl_tiny.device.store import DeviceStore
 
-    return DeviceStore.open(directory / statedir.DATABASE)
+    return DeviceStore.open(directory / statedir.DATABASE, reading=reading)

@@ -40,7 +40,7 @@ def heads(args: argparse.Namespace) -> None:
     """List the heads that were published, oldest first."""
     from fl_tiny.gateway import heads as published
 
-    rows = published.listed(gateway_store(args.dir))
+    rows = published.listed(gateway_store(args.dir, reading=True))
     names = ("number", "kind", "of", "updates", "accuracy", "held", "model", "digest")
     lines = [{**row, "digest": row["digest"][:12], "accuracy": _figure(row)} for row in rows]
     show(args, rows, table(lines, names))

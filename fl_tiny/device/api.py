@@ -62,13 +62,14 @@ class Device:
         self._current: tuple[bytes, Backbone] | None = None
 
     @classmethod
-    def open(cls, directory: str | Path, *, runtime: str | None = None) -> Device:
+    def open(cls, directory: str | Path, *, runtime: str | None = None, reading: bool = False) -> Device:
         """The device in ``directory``. runtime: tflite, litert or numpy; None: the setting, else what is installed.
 
+        reading: nothing will be learnt; it works on a full or read-only disk too.
         Raises: ConfigError when it is not enrolled.
         """
         path = Path(directory)
-        return cls(path, DeviceStore.open(path / statedir.DATABASE), runtime)
+        return cls(path, DeviceStore.open(path / statedir.DATABASE, reading=reading), runtime)
 
     @property
     def model_path(self) -> Path:

@@ -14,7 +14,7 @@ from fl_tiny.device.link import MODEL_LIMIT, Link
 from fl_tiny.device.runtimes import HINT, chosen, full_name
 from fl_tiny.device.slots import base_path, digest_of
 from fl_tiny.device.store import DeviceStore
-from fl_tiny.doctor import MIB, Finding, Odd, State, machine, openssl_found, owned, settings_read, tried
+from fl_tiny.doctor import MIB, Finding, Odd, State, machine, openssl_found, owned, settings_read, sqlite_found, tried
 from fl_tiny.errors import ConfigError, DataError
 from fl_tiny.files import read_bounded
 from fl_tiny.net.udp import resolve
@@ -33,6 +33,7 @@ def examine(directory: Path) -> list[Finding]:
     found = [
         tried("runtime", lambda: _runtime(settings)),
         tried("openssl", openssl_found),
+        tried("sqlite", sqlite_found),
         tried("settings", lambda: settings_read(directory, config.DeviceSettings)),
     ]
     enrolled = tried("enrolled", lambda: _enrolled(directory))
@@ -41,7 +42,7 @@ def examine(directory: Path) -> list[Finding]:
     found += [owned(directory), enrolled]
     wanted = IDLE_BYTES + TRAINING_BYTES
     if enrolled.state is State.OK:
-        store = DeviceStore.open(directory / statedir.DATABASE)
+        store = DeviceStore.open(directory / statedir.DATABASE, reading=True)
         wanted += 4 * store.sample_bytes()  # int8 features, and the same as float32 once
         found += [
             tried("secrets", lambda: _secrets(directory)),
@@ -61,7 +62,7 @@ def _runtime(settings: config.DeviceSettings) -> str | Odd:
 
 
 def _enrolled(directory: Path) -> str:
-    store = DeviceStore.open(directory / statedir.DATABASE)
+    store = DeviceStore.open(directory / statedir.DATABASE, reading=True)
     text = f"{store.get('did').hex()}, {'running' if statedir.is_running(directory) else 'not running'}"
     store.close()
     return text

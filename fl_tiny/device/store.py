@@ -103,8 +103,9 @@ class Kept:
 class DeviceStore:
     """One connection to DIR/state.db."""
 
-    def __init__(self, path: Path) -> None:
-        self._db = database.connect(path, PRAGMAS, HINT)
+    def __init__(self, path: Path, *, reading: bool = False) -> None:
+        self._path = path
+        self._db = database.connect(path, PRAGMAS, HINT, reads=SCHEMA_VERSION if reading else None)
         self.left = Left(self._db, lambda: self.features)
 
     @classmethod
@@ -113,20 +114,19 @@ class DeviceStore:
         if not path.exists():
             path.touch(mode=0o600)
         store = cls(path)
-        if store._db.execute("PRAGMA user_version").fetchone()[0] == 0:
-            store._db.executescript(f"BEGIN;{SCHEMA}PRAGMA user_version={SCHEMA_VERSION};COMMIT;")
+        database.create(store._db, SCHEMA, SCHEMA_VERSION)
         return store
 
     @classmethod
-    def open(cls, path: Path) -> DeviceStore:
-        """The database of an enrolled device.
+    def open(cls, path: Path, *, reading: bool = False) -> DeviceStore:
+        """The database of an enrolled device. reading: for a command that writes nothing.
 
         Raises: ConfigError when it is not one, or a newer fl-tiny's; DataError when it is damaged.
         """
         hint = "fl-tiny device enroll DIR --code CODE"
         if not path.exists():
             raise ConfigError(f"{path.parent} is not a device", hint=hint)
-        store = cls(path)
+        store = cls(path, reading=reading)
         database.migrate(store._db, path, MIGRATIONS, SCHEMA_VERSION, HINT)
         with database.reading(path, HINT):
             enrolled = store.get("enrolled")
@@ -143,7 +143,7 @@ class DeviceStore:
 
     def check(self) -> None:
         """Read the whole file, as the daemon does at its start. Raises: DataError when it is damaged."""
-        with database.reading(Path("the device's state"), HINT):
+        with database.reading(self._path, HINT):
             found = self._db.execute("PRAGMA integrity_check").fetchone()[0]
         if found != "ok":
             raise DataError(f"the device's state is damaged: {found}", hint=HINT)
@@ -161,7 +161,7 @@ class DeviceStore:
 
     def row(self, query: str, *values: Any) -> Any:
         """The first row that a query finds, or None."""
-        with database.reading(Path("the device's state"), HINT):
+        with database.reading(self._path, HINT):
             return self._db.execute(query, values).fetchone()
 
     @property
@@ -271,7 +271,7 @@ class DeviceStore:
             gone = db.execute(f"DELETE FROM sample {where}", values).rowcount  # noqa: S608 - ours alone
             if gone:
                 drop_update(db)
-        if gone:
+        with database.writing(self._db, "state"):  # always: a full disk may have stopped the last one
             self._db.execute("VACUUM")  # the freed pages held features
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return gone

@@ -63,7 +63,7 @@ def write(directory: Path, out: Path, to: bytes | None = None) -> Backup:
     to: the public half of the key that it is sealed for; None: whoever has the file can read it.
     Raises: ConfigError, DataError when DIR is no sound gateway; EnvironmentFault when ``out`` cannot be written.
     """
-    store = Store.open(directory / statedir.DATABASE)
+    store = Store.open(directory / statedir.DATABASE, reading=True)
     check_writable(out)
     draft = (directory / out.name if to else out).with_name(f".{out.name[:100]}.{os.getpid()}.db")
     try:

@@ -8,7 +8,7 @@ import importlib.util
 from pathlib import Path
 
 from fl_tiny import config, statedir
-from fl_tiny.doctor import MIB, Finding, Odd, State, machine, openssl_found, owned, settings_read, tried
+from fl_tiny.doctor import MIB, Finding, Odd, State, machine, openssl_found, owned, settings_read, sqlite_found, tried
 from fl_tiny.errors import ConfigError, DataError, EnvironmentFault
 from fl_tiny.gateway.keys import seed_of
 from fl_tiny.gateway.manifests import MODEL_KEY
@@ -33,6 +33,7 @@ def examine(directory: Path) -> list[Finding]:
         settings = config.GatewaySettings()
     found = [
         tried("openssl", openssl_found),
+        tried("sqlite", sqlite_found),
         tried("settings", lambda: settings_read(directory, config.GatewaySettings)),
         tried("page", lambda: _page(settings)),
         tried("strategy", lambda: _strategy(settings)),
@@ -44,7 +45,7 @@ def examine(directory: Path) -> list[Finding]:
     found += [owned(directory), made]
     wanted = IDLE_BYTES
     if made.state is State.OK:
-        with contextlib.closing(Store.open(directory / statedir.DATABASE)) as store:
+        with contextlib.closing(Store.open(directory / statedir.DATABASE, reading=True)) as store:
             wanted += SESSION_BYTES * len(store.devices())
             found += [
                 tried("secrets", lambda: _secrets(directory, store)),
@@ -78,7 +79,7 @@ def _port(directory: Path, settings: config.GatewaySettings) -> str:
 
 
 def _fleet(directory: Path) -> str:
-    with contextlib.closing(Store.open(directory / statedir.DATABASE)) as store:
+    with contextlib.closing(Store.open(directory / statedir.DATABASE, reading=True)) as store:
         found = summary(store, statedir.is_running(directory))
     return f"{found['devices']} devices, round {found['round']}, {found['state']}"
 

@@ -78,7 +78,7 @@ def export(directory: Path, out: Path, number: int | None = None) -> Version:
 
     Raises: DataError when there is no head of this number and of the fleet's model.
     """
-    store = Store.open(directory / statedir.DATABASE)
+    store = Store.open(directory / statedir.DATABASE, reading=True)
     version = store.head() if number is None else find(store, number)
     data = model_data(store, directory)
     manifest = _manifest(store)

@@ -45,7 +45,7 @@ def initialised(directory: Path) -> Initialised | None:
     """As what DIR was initialised; None when it was not."""
     if not (directory / statedir.DATABASE).exists():
         return None
-    store = Store.open(directory / statedir.DATABASE)
+    store = Store.open(directory / statedir.DATABASE, reading=True)
     try:
         manifest = wire.decode(wire.Manifest, signed.payload_of(store.get("manifest")))
         return Initialised(manifest.name, manifest.layers, signed.digest(store.get("model_pk")).hex())

@@ -63,18 +63,18 @@ class Store:
             raise ConfigError(f"{path} exists already", hint="a gateway's directory is never overwritten")
         path.touch(mode=0o600)
         store = cls(_connect(path))
-        store._db.executescript(f"BEGIN;{SCHEMA}PRAGMA user_version={SCHEMA_VERSION};COMMIT;")
+        database.create(store._db, SCHEMA, SCHEMA_VERSION)
         return store
 
     @classmethod
-    def open(cls, path: Path) -> Store:
-        """The database of an initialised gateway.
+    def open(cls, path: Path, *, reading: bool = False) -> Store:
+        """The database of an initialised gateway. reading: for a command, or a page, that writes nothing.
 
         Raises: ConfigError when there is none, or a newer fl-tiny's; DataError when it is damaged.
         """
         if not path.exists():
             raise ConfigError(f"{path.parent} is not a gateway", hint="fl-tiny gateway init DIR --model FILE")
-        store = cls(_connect(path))
+        store = cls(_connect(path, reading=reading))
         database.migrate(store._db, path, MIGRATIONS, SCHEMA_VERSION, HINT)
         return store
 
@@ -360,7 +360,8 @@ class Store:
             insert_round(db, OpenRound(rid, version.number, version.number - 1, 0.0, "forget"), "published")
             db.execute("UPDATE round SET seconds=0, did=? WHERE rid=?", (did, rid))
             _put_outliers(db, outliers)
-        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        with database.writing(self._db, "ledger"):
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def rounds(self) -> list[dict[str, Any]]:
         """All rounds, oldest first: number, kind, state, invited, received, samples, loss, accuracy, seconds."""
@@ -430,7 +431,7 @@ class Store:
             " WHERE number>0 AND weight!=total"
             " AND number NOT IN (SELECT number FROM round WHERE kind IN ('forget', 'model', 'rollback'))",
         }
-        with database.reading(Path("the ledger"), HINT):
+        with database.reading(self.folder, HINT):
             return [fault for fault, query in checks.items() if self._db.execute(query).fetchone()]
 
 
@@ -443,5 +444,5 @@ def _put_outliers(db: sqlite3.Connection, outliers: Mapping[bytes, float | None]
     db.executemany("UPDATE gram SET outlier=? WHERE did=?", [(score, did) for did, score in outliers.items()])
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    return database.connect(path, PRAGMAS, HINT, shared=True)
+def _connect(path: Path, *, reading: bool = False) -> sqlite3.Connection:
+    return database.connect(path, PRAGMAS, HINT, shared=True, reads=SCHEMA_VERSION if reading else None)

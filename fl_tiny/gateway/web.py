@@ -83,7 +83,7 @@ class View:
     def _read(self, left_s: float | None, online: set[str], traffic: dict[str, int]) -> bytes:
         """Runs in a thread: touches nothing of the gateway that changes."""
         model = ("name", "counter", "layers", "parameters", "size", "labels")
-        with contextlib.closing(Store.open(self._path)) as store:
+        with contextlib.closing(Store.open(self._path, reading=True)) as store:
             state = {
                 "status": {**setup.summary(store, running=True), "published": store.head().number, "left_s": left_s},
                 "model": {name: getattr(self._gateway.manifest, name) for name in model},
