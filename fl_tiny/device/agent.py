@@ -230,7 +230,12 @@ class Agent:
             self._answered = offer.rid
             state = "joined" if action.said is wire.Said.JOIN else "declined"
             lacks = {"lacks": self._child.lack.names()} if self._child.lack else {}
-            self._emit("round", {"number": offer.number, "state": state, **lacks})
+            reason = {}
+            if action.said is wire.Said.TOO_FEW_SAMPLES:
+                why = session.lacking(samples, held, classes) or "too few samples for an exact start"
+                log.info("round declined round=%d why=%r", offer.number, why)
+                reason = {"why": why}
+            self._emit("round", {"number": offer.number, "state": state, **lacks, **reason})
             if action.said is wire.Said.JOIN:
                 self._session.handle(session.JoinTaken())
 
@@ -372,10 +377,11 @@ class Agent:
         else:
             kept = Kept(head.version, chosen.kept, bool(chosen.fitted), chosen.digest, head, patch=chosen.patch)
         kept = replace(kept, previous=chosen.previous, fleet=chosen.fleet, personal=chosen.personal)
+        kept = replace(kept, judged=chosen.judged, groups=chosen.groups, chosen_on=chosen.chosen_on)
         self._store.put_kept(kept)
         self._finish_switch()
-        self._emit("model", {"number": head.version, "kept": chosen.kept})
-        log.info("model chosen round=%d kept=%s", head.version, chosen.kept)
+        self._emit("model", {"number": head.version, "kept": chosen.kept, "chosen_on": chosen.chosen_on})
+        log.info("model chosen round=%d kept=%s chosen_on=%d", head.version, chosen.kept, chosen.chosen_on)
 
     def _finish_switch(self) -> None:
         """Make model/current.tflite what was chosen; choose anew when that cannot be."""

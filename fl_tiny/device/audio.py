@@ -60,6 +60,12 @@ class Recordings:
         """The file of each sample."""
         return tuple(str(clip.path) for clip in self.clips)
 
+    @property
+    def stretches(self) -> tuple[int, ...]:
+        """Clips of one recording have one number."""
+        numbers: dict[Path, int] = {}
+        return tuple(numbers.setdefault(clip.path, len(numbers)) for clip in self.clips)
+
     def batches(self) -> Iterator[NDArray[Any]]:
         """Samples as codes of the model's input, (n, *shape without batch), at most ``BATCH`` at a time.
 

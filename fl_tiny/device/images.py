@@ -43,6 +43,11 @@ class Pictures:
         """The file of each sample."""
         return tuple(map(str, self.paths))
 
+    @property
+    def stretches(self) -> None:
+        """Nobody says which pictures came in one piece."""
+        return None
+
     def batches(self) -> Iterator[NDArray[Any]]:
         """Samples as codes of the model's input, (n, *shape without batch), at most ``BATCH`` at a time.
 

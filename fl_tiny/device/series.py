@@ -24,20 +24,25 @@ from fl_tiny.protocol.preprocess import Series
 MAX_FILE_BYTES = 1 << 30  # guess: read twice, never held
 MAX_LINE = 65_536  # characters
 MAX_SAMPLES = 1_000_000
+RUN = 10  # windows in a row that are held out together, or not at all (guess: a few seconds)
 DELIMITERS = ",;\t"
 HINT = "a header, then one row of numbers a line"
 
 
 class Window(NamedTuple):
-    """``window`` consecutive rows of one label and group, (window, columns)."""
+    """``window`` consecutive rows of one label and group, (window, columns). run: windows in a row have one number."""
 
     values: NDArray[np.float64]
     label: str | None
+    run: int
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A checked table, read again when asked for. labels: (samples,) int64, or None.   how: settled for this model."""
+    """A checked table, read again when asked for. labels: (samples,) int64, or None.   how: settled for this model.
+
+    stretches: the run of each sample.
+    """
 
     path: Path
     samples: int
@@ -45,6 +50,7 @@ class Table:
     source: Tensor
     how: Series
     seen: Seen
+    stretches: tuple[int, ...]
 
     @property
     def names(self) -> None:
@@ -92,7 +98,7 @@ def _windows(path: Path, file: IO[str], how: Series, size: int, labelled: bool) 
     columns, label_at, group_at = _columns(path, header, how, size // how.window, labelled)
     rows: list[list[float]] = []
     last: tuple[str | None, str | None] = (None, None)
-    skip = 0
+    skip = run = length = 0
     for number, cells in enumerate(csv.reader(_lines(path, file), delimiter=delimiter), 2):
         if not cells:
             continue
@@ -102,12 +108,16 @@ def _windows(path: Path, file: IO[str], how: Series, size: int, labelled: bool) 
         here = label, cells[group_at] if group_at is not None else None
         if here != last:
             rows, last, skip = [], here, 0
+            run, length = run + 1, 0
         if skip:
             skip -= 1
             continue
         rows.append([_number(path, number, header[at], cells[at]) for at in columns])
         if len(rows) == how.window:
-            yield Window(np.array(rows), label)
+            if length == (RUN if how.window > 1 else 1):  # single rows are measurements, not pieces of a stream
+                run, length = run + 1, 0
+            yield Window(np.array(rows), label, run)
+            length += 1
             rows, skip = rows[how.hop :], max(0, how.hop - how.window)
 
 

@@ -99,6 +99,15 @@ class Settle:
 Action = SendAnswer | Settle
 
 
+def lacking(samples: int, held: int, classes: int | None) -> str | None:
+    """Why a device with these samples trains for no round, in words; None when it does. Arguments: as ``OfferSeen``."""
+    if samples < MIN_SAMPLES:
+        return f"{samples} samples are stored, training takes {MIN_SAMPLES} or more"
+    if classes is not None and classes < MIN_CLASSES:
+        return f"samples of {classes} class are stored, training takes {MIN_CLASSES} or more classes"
+    return "every sample is held out" if held >= samples else None
+
+
 def _offered(event: OfferSeen) -> tuple[State, list[Action]]:
     if not event.able:
         return State.IDLE, [SendAnswer(Said.NO_BUDGET)]
@@ -106,8 +115,7 @@ def _offered(event: OfferSeen) -> tuple[State, list[Action]]:
     if gram is not None:
         enough = event.samples - event.held >= gram.min_samples  # sums of a single class are of use
     else:
-        told_apart = event.classes is None or event.classes >= MIN_CLASSES
-        enough = event.samples >= MIN_SAMPLES and told_apart
+        enough = lacking(event.samples, event.held, event.classes) is None
     if not enough:
         return State.IDLE, [SendAnswer(Said.TOO_FEW_SAMPLES)]
     return State.JOINING, [SendAnswer(Said.JOIN)]

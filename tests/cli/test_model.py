@@ -108,7 +108,12 @@ def test_evaluate_counts_what_the_interpreter_gets_right(model: Path, data: Path
     found = json.loads(fl_tiny("evaluate", model, "--data", data, "--json").stdout)
     with np.load(data) as arrays:
         right = open_backbone(model.read_bytes()).run(arrays["x"]).argmax(axis=1) == arrays["y"]
-    assert found == {"accuracy": right.mean(), "samples": 400, "runtime": open_backbone(model.read_bytes()).name}
+    assert found == {
+        "accuracy": right.mean(),
+        "samples": 400,
+        "on": "the samples given",
+        "runtime": open_backbone(model.read_bytes()).name,
+    }
 
 
 def test_numpy_evaluates_and_personalises_as_the_interpreter_does(model: Path, data: Path, tmp_path: Path) -> None:
@@ -138,7 +143,8 @@ def test_personalise_makes_a_better_model_of_the_same_length(
     out = data.parent / "out.tflite"
     more = [] if layers is None else ["--layers", layers]
     found = json.loads(fl_tiny("personalise", model, "--data", data, "--out", out, "--json", *more).stdout)
-    assert set(found) == {"before", "after", "accepted", "layers", "parameters", "seconds"}
+    more = {"samples", "groups", "on", "tells"}
+    assert set(found) == {"before", "after", "accepted", "layers", "parameters", "seconds", *more}
     assert (found["accepted"], found["layers"], found["parameters"]) == (True, layers or 2, parameters)
     assert found["after"] > found["before"]
     assert len(out.read_bytes()) == len(model.read_bytes())
