@@ -24,6 +24,7 @@ from fl_tiny.cli.common import (
 )
 
 DEVICE_COLUMNS = ["id", "name", "state", "last_round", "samples", "last_seen_s", "outlier", "model", "trouble", "lacks"]
+ENOUGH_HELD = 20  # held-out samples of all devices; as learn/judge.py, which needs numpy
 TASKS = ("classification", "multi-label", "regression")  # learn/loss.py; help needs no numpy
 
 
@@ -190,8 +191,9 @@ def devices(args: argparse.Namespace) -> None:
 def rounds(args: argparse.Namespace) -> None:
     """List the rounds, oldest first."""
     rows = _store(args.dir).rounds()
-    names = ("number", "kind", "state", "invited", "received", "samples", "loss", "accuracy", "seconds")
-    show(args, rows, table(rows, names))
+    names = ("number", "kind", "state", "invited", "received", "samples", "loss", "accuracy", "held", "seconds")
+    shown = [row | ({"accuracy": "too few to tell"} if 0 < row["held"] < ENOUGH_HELD else {}) for row in rows]
+    show(args, rows, table(shown, names))
 
 
 def status(args: argparse.Namespace) -> None:
