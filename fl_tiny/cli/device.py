@@ -21,6 +21,8 @@ from fl_tiny.cli.common import (
     show,
 )
 
+CANDIDATES = ("previous", "global", "personal")  # for a board's model
+
 
 def add(parent: Any) -> None:
     """Declare the commands of this group."""
@@ -198,10 +200,20 @@ def status(args: argparse.Namespace) -> None:
         "trouble": store.get("trouble") or None,
         "rounds": store.rounds,
         "samples": store.sample_count()[0],
+        "held_out": store.sample_count()[1],
+        "declines": _declines(store, args.dir),
         "kept": kept.kind,
-        "accuracy": {"previous": kept.previous, "global": kept.fleet, "personal": kept.personal},
+        "accuracy": {
+            "previous": kept.previous,
+            "global": kept.fleet,
+            "personal": kept.personal,
+            "samples": kept.judged,
+            "groups": kept.groups,
+            "on": "this board's held-out samples, which none of the three was trained on",
+        },
+        "chosen_on": kept.chosen_on,
     }
-    show(args, found, "\n".join(f"{key:12}{value}" for key, value in found.items()))
+    show(args, found, _status_text(found))
 
 
 def privacy(args: argparse.Namespace) -> None:
@@ -228,6 +240,62 @@ def privacy(args: argparse.Namespace) -> None:
     text += [f"round {number}: sent {size} B, {kind} of {samples} samples" for number, kind, size, samples in sent]
     text += [f"round {number}: refused, {why}" for number, why in refused]
     show(args, found, "\n".join(text if sent or refused else [*text, "nothing has left this board"]))
+
+
+def _declines(store: Any, directory: Path) -> str | None:
+    """Why this board takes part in no round; None when its samples suffice."""
+    from fl_tiny import config, statedir
+    from fl_tiny.device import slots
+    from fl_tiny.protocol.consent import lacking
+
+    samples, held = store.sample_count()
+    classes = None if slots.manifest_of(store.get("manifest")).task else len(store.counts())
+    allows = config.load(directory / statedir.SETTINGS, config.DeviceSettings).privacy or config.Privacy()
+    return lacking(samples, held, classes, allows.floors) or None
+
+
+def _status_text(found: dict[str, Any]) -> str:
+    """The status in plain words, a fact a line."""
+    model, key, accuracy = found["model"], found["model_key"], found["accuracy"]
+    lines = {
+        "id": found["id"],
+        "state": found["state"],
+        "gateway": found["gateway"],
+        "model": f"{model['name']}, counter {model['counter']}, {'' if model['confirmed'] else 'not '}confirmed",
+        "refused": model["refused"],
+        "model key": f"{key['sha256']} ({key['from']})",
+        "trouble": found["trouble"],
+        "rounds": f"{found['rounds']} counted",
+        "declines": found["declines"],
+        "samples": f"{found['samples']}, of which {found['held_out']} are held out",
+        "kept": f"{found['kept']}{_reason(found)}",
+        "accuracy": _accuracy_text(accuracy),
+    }
+    return "\n".join(f"{name:10}{text}" for name, text in lines.items() if text is not None)
+
+
+def _accuracy_text(accuracy: dict[str, Any]) -> str:
+    shares = {name: accuracy[name] for name in CANDIDATES}
+    if accuracy["samples"] is None:
+        return "not measured yet"
+    on = f"on {accuracy['samples']} held-out samples in {accuracy['groups']} groups"
+    if None in shares.values():
+        return f"too few to tell {on}"
+    return ", ".join(f"{name} {share:.2f}" for name, share in shares.items()) + f", {on}"
+
+
+def _reason(found: dict[str, Any]) -> str:
+    """Why another candidate with a higher figure was not kept; empty where there is none."""
+    accuracy, kept = found["accuracy"], found["kept"]
+    shares = {name: accuracy[name] for name in CANDIDATES}
+    if kept not in shares or None in shares.values() or shares[kept] >= max(shares.values()):
+        return ""
+    if found["chosen_on"] != accuracy["samples"]:
+        return (
+            f" (by loss and accuracy on all {found['chosen_on']} samples in parts, where a head of the fleet must lead"
+            " clearly, since it was trained on most of them)"
+        )
+    return " (no other has both less loss and no less accuracy)"
 
 
 def _board_name(directory: Path) -> str | None:

@@ -24,19 +24,10 @@ from fl_tiny.cli.common import (
 )
 
 DEVICE_COLUMNS = [
-    "id",
-    "name",
-    "state",
-    "last_round",
-    "samples",
-    "weight",
-    "counted",
-    "last_seen_s",
-    "outlier",
-    "model",
-    "trouble",
+    "id", "name", "state", "last_round", "samples", "weight", "counted", "last_seen_s", "outlier", "model", "trouble",
     "lacks",
-]
+]  # fmt: skip
+ENOUGH_HELD = 20  # held-out samples of all devices; as learn/judge.py, which needs numpy
 TASKS = ("classification", "multi-label", "regression")  # learn/loss.py; help needs no numpy
 
 
@@ -196,8 +187,9 @@ def devices(args: argparse.Namespace) -> None:
 def rounds(args: argparse.Namespace) -> None:
     """List the rounds, oldest first."""
     rows = gateway_store(args.dir, reading=True).rounds()
-    names = ("number", "kind", "state", "invited", "received", "samples", "loss", "accuracy", "seconds")
-    show(args, rows, table(rows, names))
+    names = ("number", "kind", "state", "invited", "received", "samples", "loss", "accuracy", "held", "seconds")
+    shown = [row | ({"accuracy": "too few to tell"} if 0 < row["held"] < ENOUGH_HELD else {}) for row in rows]
+    show(args, rows, table(shown, names))
 
 
 def status(args: argparse.Namespace) -> None:

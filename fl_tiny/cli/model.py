@@ -106,6 +106,7 @@ def evaluate(args: argparse.Namespace) -> None:
     from fl_tiny.device.evaluation import accuracy, expected_of
     from fl_tiny.device.isolated import isolated_backbone
     from fl_tiny.device.sources.files import Wanted
+    from fl_tiny.learn import judge
     from fl_tiny.learn.loss import Task
 
     model = _read(args.file)
@@ -113,12 +114,19 @@ def evaluate(args: argparse.Namespace) -> None:
     with isolated_backbone(model.data, runtime=args.runtime) as backbone:
         share, task = accuracy(model, backbone, data)
         warn(data)
-        result = {"accuracy": share, "samples": data.samples, "skipped": len(data.faults), "runtime": backbone.name}
+        result = {
+            "accuracy": share,
+            "samples": data.samples,
+            "on": "the samples given",
+            "skipped": len(data.faults),
+            "runtime": backbone.name,
+        }
     what = "accuracy"
     if task is Task.VALUES:
         what = "r2"
         result |= {"accuracy": None, "r2": share}
-    show(args, result, f"{what} {share:.4f} on {data.samples} samples ({result['runtime']})")
+    few = "" if data.samples >= judge.ENOUGH_SAMPLES else ": too few to tell"
+    show(args, result, f"{what} {share:.4f} on {data.samples} samples{few} ({result['runtime']})")
 
 
 def personalise(args: argparse.Namespace) -> None:
@@ -129,7 +137,7 @@ def personalise(args: argparse.Namespace) -> None:
     from fl_tiny.device.isolated import isolated_backbone
     from fl_tiny.device.sources.files import Wanted
     from fl_tiny.files import check_writable, write_atomic
-    from fl_tiny.learn import judge
+    from fl_tiny.learn import judge, likeness
     from fl_tiny.learn.head import default_layers, head_spec
     from fl_tiny.learn.loss import Task
     from fl_tiny.learn.requant import patch
@@ -145,7 +153,8 @@ def personalise(args: argparse.Namespace) -> None:
     warn(data)
     progress(f"{len(labels)} samples of {spec.feature_size} features; training {spec.parameters} parameters")
     settings = _settings(args)
-    outcome = judge.personalise(spec, features, labels, settings, np.random.default_rng(args.seed))
+    groups = likeness.join(features, spec.features.zero_point, stretches=data.stretches)
+    outcome = judge.personalise(spec, features, labels, groups, settings, np.random.default_rng(args.seed))
     made = model.data
     if outcome.head is not None:
         made = patch(model.data, spec, outcome.head)
@@ -153,7 +162,8 @@ def personalise(args: argparse.Namespace) -> None:
             pass
     write_atomic(args.out, made)
     before, after = outcome.before, outcome.after
-    progress(f"held-out loss {before.loss:.4f} before, {after.loss:.4f} after, on {after.samples} samples")
+    on = f"{after.samples} samples in {outcome.groups} groups"
+    progress(f"held-out loss {before.loss:.4f} before, {after.loss:.4f} after, on {on}")
     result: dict[str, Any] = {
         "before": before.accuracy,
         "after": after.accuracy,
@@ -162,13 +172,19 @@ def personalise(args: argparse.Namespace) -> None:
         "layers": len(spec.layers),
         "parameters": spec.parameters,
         "seconds": round(time.monotonic() - began, 3),
+        "samples": after.samples,
+        "groups": outcome.groups,
+        "on": "samples held out from training, alike ones together",
+        "tells": judge.tells(after.samples, outcome.groups),
     }
     metric = "accuracy"
     if spec.task is Task.VALUES:
         metric = "r2"
         result["metric"] = metric
     verdict = "accepted" if outcome.accepted else "not better, the model is unchanged"
-    show(args, result, f"held-out {metric} {before.accuracy:.4f} before, {after.accuracy:.4f} after: {verdict}")
+    figures = f"held-out {metric} {before.accuracy:.4f} before, {after.accuracy:.4f} after, on {on}"
+    few = "" if result["tells"] else " (too few to tell)"
+    show(args, result, f"{figures}{few}: {verdict}")
 
 
 def _read(path: Path) -> Model:

@@ -43,10 +43,12 @@ def add_samples(args: argparse.Namespace) -> None:
             own.append(real_values(device.model.input, batch).reshape(len(batch), -1))
     warn(data)
     labels = np.concatenate(own) if data.labels is None else data.labels
-    added = device.learn_features(np.concatenate(features), labels, runtime=device.runtime)
+    found = device.take_features(np.concatenate(features), labels, runtime=device.runtime, stretches=data.stretches)
     total = _store(args.dir, reading=True).sample_count()[0]
-    result = {"added": added, "samples": total, "skipped": len(data.faults)}
-    show(args, result, f"added {added} samples, {total} stored")
+    text = f"added {found.added}, {found.known} known, {total} stored"
+    if found.relabelled:
+        text += f"; {found.relabelled} of the known had another label: the new one counts"
+    show(args, {**found._asdict(), "samples": total, "skipped": len(data.faults)}, text)
 
 
 def stats(args: argparse.Namespace) -> None:
@@ -62,7 +64,10 @@ def stats(args: argparse.Namespace) -> None:
         "feature_shape": list(device.spec.feature_shape),
         "runtime": store.get("runtime"),
     }
-    show(args, found, "\n".join(f"{key:14}{value}" for key, value in found.items()))
+    names = device.labels or {label: str(label) for label in store.counts()}
+    classes = ", ".join(f"{names[label]} {n}" for label, n in store.counts().items())
+    text = {**found, "classes": classes, "feature_shape": "x".join(map(str, device.spec.feature_shape))}
+    show(args, found, "\n".join(f"{key:14}{'none' if value is None else value}" for key, value in text.items()))
 
 
 def serve(args: argparse.Namespace) -> None:

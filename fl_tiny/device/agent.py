@@ -230,8 +230,10 @@ class Agent:
             offer = replace(offer, encoding=wire.Encoding.INT4.value if link.quality.is_bad else None)
         self._offer = offer
         reply = consent.reply(offer, self._floors, self._stock(), self._store.left.past(offer.rid, offer.number))
-        if reply.why:
+        if reply.code:
             self._store.left.refuse(offer.number, reply.why)
+        elif reply.why:
+            log.info("round declined round=%d why=%r", offer.number, reply.why)
         (action,) = self._session.handle(session.OfferSeen(reply))
         assert isinstance(action, session.SendAnswer)
         joins, taken = action.said is wire.Said.JOIN, False
@@ -405,8 +407,6 @@ class Agent:
         )
         self._child.start(wire.encode(trial or plain))
 
-    # ---- the board's model ----------------------------------------------------------------------------------
-
     def _switch(self, chosen: job.Chosen) -> None:
         """Record the choice, then make model/current.tflite of it; a cut between is finished at the next start."""
         kept, head = self._store.kept(), self._given
@@ -415,10 +415,11 @@ class Agent:
         else:
             kept = Kept(head.version, chosen.kept, bool(chosen.fitted), chosen.digest, head, patch=chosen.patch)
         kept = replace(kept, previous=chosen.previous, fleet=chosen.fleet, personal=chosen.personal)
+        kept = replace(kept, judged=chosen.judged, groups=chosen.groups, chosen_on=chosen.chosen_on)
         self._store.put_kept(kept)
         self._finish_switch()
-        self._emit("model", {"number": head.version, "kept": chosen.kept})
-        log.info("model chosen round=%d kept=%s", head.version, chosen.kept)
+        self._emit("model", {"number": head.version, "kept": chosen.kept, "chosen_on": chosen.chosen_on})
+        log.info("model chosen round=%d kept=%s chosen_on=%d", head.version, chosen.kept, chosen.chosen_on)
 
     def _finish_switch(self) -> None:
         """Make model/current.tflite what was chosen; choose anew when that cannot be."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from fl_tiny.board import Source
 from fl_tiny.device.backbone import Backbone, open_backbone, runtime_name
 from fl_tiny.device.dataset import input_codes
 from fl_tiny.device.evaluation import classes_of_outputs, real_values
+from fl_tiny.device.intake import Added, Sample
 from fl_tiny.device.layout import CURRENT
 from fl_tiny.device.recent import Predicted, Recent
 from fl_tiny.device.runtimes import same_features
 from fl_tiny.device.slots import base_path, current, manifest_of
-from fl_tiny.device.store import DeviceStore, Sample
+from fl_tiny.device.store import DeviceStore
 from fl_tiny.errors import DataError
+from fl_tiny.learn import likeness
 from fl_tiny.learn.head import HeadSpec
 from fl_tiny.learn.loss import Targets, Task
 from fl_tiny.learn.tflite import Model, cut, read_model
@@ -94,7 +97,9 @@ class Device:
         return codes.reshape(len(codes), -1)
 
     def learn(self, x: ArrayLike, y: ArrayLike) -> int:
-        """Store samples as features and labels, and return how many. x: as ``features``.
+        """Store samples as features and labels, and return how many are new. x: as ``features``.
+
+        Of a sample that is known already nothing is added; its newest label counts.
 
         y: (n,) integers in [0, classes); for a fleet that learns labels or values (n, outputs) numbers.
 
@@ -103,21 +108,48 @@ class Device:
         self._follow()
         return self.learn_features(self.features(x), y, runtime=self.runtime)
 
-    def learn_features(self, f: ArrayLike, y: ArrayLike, *, runtime: str = "", once: str = "") -> int:
-        """Store feature codes that another backbone or accelerator computed, and return how many.
+    def learn_features(self, f: ArrayLike, y: ArrayLike, *, runtime: str = "") -> int:
+        """Store feature codes that another backbone or accelerator computed, and return how many are new.
 
         f: (n, features) int8 codes of the model's feature tensor, or floats in its real units.   y: (n,) integers.
         runtime: what computed them; the log warns when it is another than that of the features already there.
-        once: a name of these samples; given twice in a row, they are stored once, also over a restart.
         Raises: DataError.
+        """
+        return self.take_features(f, y, runtime=runtime).added
+
+    def take_features(
+        self,
+        f: ArrayLike,
+        y: ArrayLike,
+        *,
+        runtime: str = "",
+        once: str = "",
+        stretches: Sequence[int] | None = None,
+        stretch: str = "",
+    ) -> Added:
+        """As ``learn_features``; returns how many were added and known.
+
+        once: a name of these samples; given twice in a row, they are stored once, also over a restart.
+        stretches: a number a sample, equal for those that came in one piece, as windows of one recording do.
+        stretch: name of a span of time; what comes in later calls under the same name belongs to it too.
         """
         codes, labels = self._feature_codes(np.asarray(f)), self._checked_labels(np.asarray(y))
         if len(codes) != len(labels):
             raise DataError(f"{len(codes)} samples but {len(labels)} labels")
-        rows = (self._sample(row, label) for row, label in zip(codes, labels, strict=True))
+        stored = self._store.grouped_features(self._meant, self.spec.feature_size)
+        groups = likeness.join(codes, self.spec.features.zero_point, stored, stretches)
+        rows = (self._sample(*each) for each in zip(codes, labels, groups, strict=True))
         self._note(runtime)
         most = self._settings.max_sample_bytes // self.spec.feature_size
-        return self._store.add_samples(rows, max(1, min(self._settings.max_samples, most)), self._meant, once)
+        limit = max(1, min(self._settings.max_samples, most))
+        return self._store.add_samples(rows, limit, self._meant, once, stretch)
+
+    def is_news(self, codes: NDArray[np.int8], label: int) -> bool:
+        """False when one sample's features, (1, features), are alike to the sample of the class that came last."""
+        last = self._store.newest_features(label, self._meant)
+        if last is None or len(last) != codes.shape[1]:
+            return True
+        return not likeness.alike(codes, np.frombuffer(last, np.int8)[None], self.spec.features.zero_point)[0, 0]
 
     def predict(self, x: ArrayLike) -> NDArray[Any]:
         """What the board's current model says of each sample. x: as ``features``.
@@ -170,13 +202,13 @@ class Device:
         self.learn_predicted(found, label)
         self._recent.drop(key)
 
-    def learn_predicted(self, found: Predicted, label: Any) -> None:
+    def learn_predicted(self, found: Predicted, label: Any) -> Added:
         """Store what was predicted, with its right label. Raises: DataError when the model has changed since."""
         self._follow()
         if found.meant != self._meant:
             raise DataError("the model has changed since this prediction", hint="predict again")
         codes = np.frombuffer(found.features, np.int8)[None]
-        self.learn_features(codes, np.asarray([label]), runtime=found.runtime)
+        return self.take_features(codes, np.asarray([label]), runtime=found.runtime)
 
     @property
     def runtime(self) -> str:
@@ -232,8 +264,8 @@ class Device:
             raise DataError("y holds labels that are not between 0 and 1")
         return targets
 
-    def _sample(self, codes: NDArray[np.int8], target: Any) -> Sample:
+    def _sample(self, codes: NDArray[np.int8], target: Any, group: np.int64) -> Sample:
         if self.spec.task is Task.CLASSES:
-            return Sample(codes.tobytes(), int(target))
+            return Sample(codes.tobytes(), int(target), None, int(group))
         first = int(target.argmax()) if self.spec.task is Task.LABELS else 0
-        return Sample(codes.tobytes(), first, target.astype("<f4").tobytes())
+        return Sample(codes.tobytes(), first, target.astype("<f4").tobytes(), int(group))

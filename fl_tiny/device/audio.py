@@ -51,7 +51,7 @@ def recordings(
         seen.add(real)
         return codes_of(real, source, "the preprocessing")
 
-    return FileSamples(tuple(clip.path for clip in clips), labels, read, seen, faults)
+    return FileSamples(tuple(clip.path for clip in clips), labels, read, seen, faults, stretched=True)
 
 
 def clips_of(path: Path, how: Audio) -> list[Clip]:

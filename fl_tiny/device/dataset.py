@@ -59,6 +59,11 @@ class Dataset:
         """The file of each sample: there is none."""
         return None
 
+    @property
+    def stretches(self) -> None:
+        """Nobody says which samples came in one piece."""
+        return None
+
     def batches(self) -> Iterator[NDArray[Any]]:
         """Samples as codes of the model's input, (n, *shape without batch), at most ``BATCH`` at a time.
 

@@ -60,9 +60,14 @@ class FileSamples:
         read: Callable[[int], NDArray[Any]],
         seen: Seen,
         faults: Faults,
+        *,
+        stretched: bool = False,
     ) -> None:
-        """paths: the file of each sample.   read: a sample by its number as codes. Raises DataError."""
-        self._paths, self._labels, self._read = paths, labels, read
+        """paths: the file of each sample.   read: a sample by its number as codes. Raises DataError.
+
+        stretched: samples of one file came in one piece.
+        """
+        self._paths, self._labels, self._read, self._stretched = paths, labels, read, stretched
         self.seen, self.faults = seen, faults
         self._bad: set[int] = set()
 
@@ -80,6 +85,12 @@ class FileSamples:
     def names(self) -> tuple[str, ...]:
         """The file of each sample."""
         return tuple(str(path) for number, path in enumerate(self._paths) if number not in self._bad)
+
+    @property
+    def stretches(self) -> tuple[int, ...] | None:
+        """A number for each sample, the same for those that came in one piece; None where nobody says."""
+        numbers: dict[str, int] = {}
+        return tuple(numbers.setdefault(name, len(numbers)) for name in self.names) if self._stretched else None
 
     def batches(self) -> Iterator[NDArray[Any]]:
         """Samples as codes of the model's input, (n, *shape without batch), at most ``BATCH`` at a time.

@@ -67,7 +67,8 @@ class Chosen:
     """Which candidate is best. digest: SHA-256 of model/current.tflite with it; absent: the file in place stays.
 
     patch: what makes it of the slot's file (device/derived.py).
-    fitted: 1 when it was fine-tuned here.   previous, fleet, personal: accuracies on held-out samples.
+    fitted: 1 when it was fine-tuned here.   previous, fleet, personal: accuracies on samples that none was trained on.
+    judged, groups: how many of those there are, of how many groups.   chosen_on: samples that decided.
     """
 
     KIND: ClassVar[int] = 102
@@ -78,6 +79,9 @@ class Chosen:
     fleet: Annotated[float | None, Key(5, SHARE)] = None
     personal: Annotated[float | None, Key(6, SHARE)] = None
     patch: Annotated[bytes | None, Key(7, blob(1, FRAME_LIMIT))] = None
+    judged: Annotated[int, Key(8, uint(0, wire.U16))] = 0
+    groups: Annotated[int, Key(9, uint(0, wire.U16))] = 0
+    chosen_on: Annotated[int, Key(10, uint(0, wire.U16))] = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 SCHEMA_VERSION = 8
 HINT = "move DIR away and enrol anew; the gateway's operator then revokes the old identity"  # of a damaged file
-CHOICE = "chosen_at, kind, fitted, digest, start, previous, fleet, personal, patch"  # columns that kept and slot share
+CHOICE = (  # columns that kept and slot share
+    "chosen_at, kind, fitted, digest, start, previous, fleet, personal, patch, judged, groups, chosen_on"
+)
 _CHOICE = """chosen_at INT NOT NULL, kind TEXT NOT NULL, fitted INT NOT NULL, digest BLOB NOT NULL,
   start INT NOT NULL, previous REAL, fleet REAL, personal REAL"""
 
@@ -55,7 +57,30 @@ CREATE TABLE summed(manifest BLOB PRIMARY KEY, features BLOB NOT NULL, last INT 
   digest BLOB NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE refusal(number INT NOT NULL, why TEXT NOT NULL, PRIMARY KEY(number, why)) STRICT;
 """
-SCHEMA = _FACTS + _STATE + _DERIVED + _PLANES + _NEAR + _PRIVACY
+# sample.grp: the first row of the group that it belongs to, none: its own; groups are held out as a whole
+# (device/intake.py).
+# hash: of the features, to find the same again. judged, groups, chosen_on: samples behind a choice and its figures.
+_GROUPS = """
+ALTER TABLE sample ADD COLUMN grp INT;
+ALTER TABLE sample ADD COLUMN hash INT;
+CREATE INDEX sample_hash ON sample(hash);
+CREATE INDEX sample_group ON sample(grp) WHERE grp IS NOT NULL;
+ALTER TABLE kept ADD COLUMN judged INT;
+ALTER TABLE kept ADD COLUMN groups INT;
+ALTER TABLE kept ADD COLUMN chosen_on INT;
+ALTER TABLE slot ADD COLUMN judged INT;
+ALTER TABLE slot ADD COLUMN groups INT;
+ALTER TABLE slot ADD COLUMN chosen_on INT;
+"""
+# Of version 7: samples are hashed, and not joined into groups before something with numpy runs (device/worker.py). What
+# is held out stays so. Figures measured on samples that heads were trained on are dropped.
+_JOIN_7 = """
+UPDATE sample SET hash=feature_hash(features);
+INSERT OR REPLACE INTO meta SELECT 'unjoined', id FROM sample ORDER BY id DESC LIMIT 1;
+UPDATE kept SET previous=NULL, fleet=NULL, personal=NULL;
+UPDATE slot SET previous=NULL, fleet=NULL, personal=NULL;
+"""
+SCHEMA = _FACTS + _STATE + _DERIVED + _PLANES + _NEAR + _PRIVACY + _GROUPS
 
 UNUSED = (  # of what is stored once and named by others
     "WITH used(id) AS (SELECT value FROM meta WHERE key='head' UNION SELECT start FROM kept"
@@ -99,5 +124,5 @@ MIGRATIONS = {  # from a version to the next
     4: _DERIVED,
     5: _PLANES,
     6: _NEAR,
-    7: _PRIVACY,
+    7: _PRIVACY + _GROUPS + _JOIN_7,
 }

@@ -26,6 +26,7 @@ from fl_tiny.protocol.preprocess import Series
 MAX_FILE_BYTES = 1 << 30  # guess: read twice, never held
 MAX_LINE = 65_536  # characters
 MAX_SAMPLES = 1_000_000
+RUN = 10  # windows in a row that are held out together, or not at all (guess: a few seconds)
 DELIMITERS = ",;\t"
 ENCODINGS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
@@ -37,15 +38,19 @@ AS_UTF8 = "save it as CSV in UTF-8, or iconv -f WINDOWS-1252 -t UTF-8 IN > OUT.c
 
 
 class Window(NamedTuple):
-    """``window`` consecutive rows of one label and group, (window, columns)."""
+    """``window`` consecutive rows of one label and group, (window, columns). run: windows in a row have one number."""
 
     values: NDArray[np.float64]
     label: str | None
+    run: int
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A checked table, read again when asked for. labels: (samples,) int64, or None.   how: settled for this model."""
+    """A checked table, read again when asked for. labels: (samples,) int64, or None.   how: settled for this model.
+
+    stretches: the run of each sample.
+    """
 
     path: Path
     samples: int
@@ -54,6 +59,7 @@ class Table:
     how: Series
     seen: Seen
     faults: Faults
+    stretches: tuple[int, ...]
 
     @property
     def names(self) -> None:
@@ -132,7 +138,7 @@ def _windows(path: Path, lines: _Lines, how: Series, size: int, faults: Faults, 
     rows: list[list[float]] = []
     last: tuple[str | None, str | None] = (None, None)
     labels: dict[str, str] = {}  # each once in memory
-    skip = 0
+    skip = run = length = 0
     for cells in csv.reader(lines, delimiter=delimiter):
         if not any(cell.strip() for cell in cells):
             continue
@@ -144,6 +150,7 @@ def _windows(path: Path, lines: _Lines, how: Series, size: int, faults: Faults, 
             here = label, cells[group_at] if group_at is not None else None
             if here != last:
                 rows, last, skip = [], here, 0
+                run, length = run + 1, 0
             if skip:
                 skip -= 1
                 continue
@@ -153,7 +160,10 @@ def _windows(path: Path, lines: _Lines, how: Series, size: int, faults: Faults, 
             rows, skip = [], 0
             continue
         if len(rows) == how.window:
-            yield Window(np.array(rows), None if label is None else labels.setdefault(label, label))
+            if length == (RUN if how.window > 1 else 1):  # single rows are measurements, not pieces of a stream
+                run, length = run + 1, 0
+            yield Window(np.array(rows), None if label is None else labels.setdefault(label, label), run)
+            length += 1
             rows, skip = rows[how.hop :], max(0, how.hop - how.window)
 
 

@@ -9,15 +9,16 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from fl_tiny import database
 from fl_tiny.database import transaction
-from fl_tiny.device import packing
+from fl_tiny.device import intake, packing
+from fl_tiny.device.intake import Added, Sample
 from fl_tiny.device.left import Body, Left, note_body
 from fl_tiny.device.schema import CHOICE, HINT, MIGRATIONS, SCHEMA, SCHEMA_VERSION, UNUSED
 from fl_tiny.errors import ConfigError, DataError, MalformedMessage
@@ -32,18 +33,6 @@ PRAGMAS = (
     "cache_size=-256",  # KiB: an idle device's memory counts more than a page read twice
 )
 NEWEST = 2**63 - 1
-HELD_EVERY = 5  # one sample in five of a class is held out, for good
-
-
-class Sample(NamedTuple):
-    """features: the backbone's int8 codes.   label: the class; of several labels the first, for values 0.
-
-    target: several labels or values as float32, little endian; None: the label says it all.
-    """
-
-    features: bytes
-    label: int
-    target: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +74,9 @@ class Kept:
     """What is in model/current.tflite, chosen when head ``chosen_at`` came.
 
     kind: which candidate won then.   fitted: fine-tuned here, from the head ``start``; else it is that head itself.
-    digest: SHA-256 of the file.   previous, fleet, personal: held-out accuracies of the candidates.
+    digest: SHA-256 of the file.   previous, fleet, personal: accuracies of the candidates on samples that none of them
+    was trained on; None where those are too few to tell.   judged, groups: how many, of how many groups.
+    chosen_on: how many samples, of folds over all, the choice was made by.
     patch: what makes the file of the slot's own (device/derived.py); None: it is that file.
     """
 
@@ -98,6 +89,9 @@ class Kept:
     fleet: float | None = None
     personal: float | None = None
     patch: bytes | None = None
+    judged: int | None = None
+    groups: int | None = None
+    chosen_on: int | None = None
 
 
 class DeviceStore:
@@ -127,6 +121,7 @@ class DeviceStore:
         if not path.exists():
             raise ConfigError(f"{path.parent} is not a device", hint=hint)
         store = cls(path, reading=reading)
+        store._db.create_function("feature_hash", 1, intake.hash_of, deterministic=True)  # for MIGRATIONS[7]
         database.migrate(store._db, path, MIGRATIONS, SCHEMA_VERSION, HINT)
         with database.reading(path, HINT):
             enrolled = store.get("enrolled")
@@ -189,50 +184,26 @@ class DeviceStore:
 
     # ---- samples --------------------------------------------------------------------------------------------
 
-    def add_samples(self, rows: Iterable[Sample], limit: int, model: bytes | None = None, once: str = "") -> int:
-        """Add samples; beyond ``limit`` the oldest of the most frequent class goes. Returns how many.
+    def add_samples(
+        self, rows: Iterable[Sample], limit: int, model: bytes | None = None, once: str = "", stretch: str = ""
+    ) -> Added:
+        """Add samples that are not known yet, as ``intake.add`` says.
 
         model: whose features they are; None: those of the model in use.   once: a name of these samples; those that
-        were added last under the same name are not added again.
+        were added last under the same name are not looked at again.
         """
-        added = 0
         with self._transaction() as db:
             if once and self.get("taken") == once:
-                return 0
+                return Added(0)
             if once:
                 put_fact(db, "taken", once)
-            model = self.features if model is None else model
-            counts = self.counts(model)
-            others: int = db.execute("SELECT count(*) FROM sample WHERE model!=?", (model,)).fetchone()[0]
-            seen: dict[str, int] = dict(db.execute("SELECT substr(key, 6), value FROM meta WHERE key LIKE 'seen:%'"))
-            total = sum(counts.values()) + others
-            for features, label, target in rows:
-                place = seen.get(str(label), 0)
-                seen[str(label)] = place + 1
-                held = is_held_out(place, label)
-                db.execute(
-                    "INSERT INTO sample(label, held, features, target, model) VALUES(?,?,?,?,?)",
-                    (label, held, features, target, model),
-                )
-                counts[label] = counts.get(label, 0) + 1
-                total, added = total + 1, added + 1
-                if total > limit and others:  # what another backbone left gives way first
-                    db.execute("DELETE FROM sample WHERE id=(SELECT min(id) FROM sample WHERE model!=?)", (model,))
-                    others, total = others - 1, total - 1
-                elif total > limit:
-                    fullest = max(counts, key=lambda c: (counts[c], -c))
-                    oldest = "SELECT min(id) FROM sample WHERE model=? AND label=?"
-                    db.execute(f"DELETE FROM sample WHERE id=({oldest})", (model, fullest))  # noqa: S608 - ours alone
-                    counts[fullest] -= 1
-                    total -= 1
-            db.executemany(
-                "INSERT OR REPLACE INTO meta VALUES(?,?)", [(f"seen:{label}", n) for label, n in seen.items()]
-            )
-        return added
+            return intake.add(db, rows, limit, self.features if model is None else model, stretch)
 
     def samples(self, last: int | None = None) -> Iterator[tuple[Sample, bool]]:
         """Each sample and whether it is held out, oldest first, one at a time. last: no younger one than this id."""
-        query = "SELECT features, label, target, held FROM sample WHERE model=? AND id<=? ORDER BY id"
+        query = (
+            "SELECT features, label, target, coalesce(grp, id), held FROM sample WHERE model=? AND id<=? ORDER BY id"
+        )
         for *sample, held in self._db.execute(query, (self.features, NEWEST if last is None else last)):
             yield Sample(*sample), bool(held)
 
@@ -245,6 +216,29 @@ class DeviceStore:
         """Samples a label that are not held out, up to the id ``last``."""
         query = "SELECT label, count(*) FROM sample WHERE model=? AND held=0 AND id<=? GROUP BY label"
         return dict(self._db.execute(query, (self.features, last)))
+
+    def grouped_features(self, model: bytes, size: int) -> Iterator[tuple[bytes, int]]:
+        """Features of a model's samples, of ``size`` codes each, and their groups, one at a time."""
+        query = "SELECT features, coalesce(grp, id) FROM sample WHERE model=? AND length(features)=?"
+        yield from self._db.execute(query, (model, size))
+
+    def newest_features(self, label: int, model: bytes) -> bytes | None:
+        """Features of the sample of a class that was stored last."""
+        query = "SELECT features FROM sample WHERE model=? AND label=? ORDER BY id DESC LIMIT 1"
+        row = self.row(query, model, label)
+        return row[0] if row else None
+
+    def regroup(self, groups: Mapping[int, int]) -> None:
+        """Put samples that an earlier version stored into groups; what is held out stays so. groups: by row number."""
+        with self._transaction() as db:
+            for row, group in groups.items():  # what came since is of the group of the row that it is alike to
+                db.execute("UPDATE sample SET grp=? WHERE id=? OR grp=?", (group, row, row))
+            db.execute("DELETE FROM meta WHERE key='unjoined'")
+
+    def unjoined(self) -> dict[int, bytes]:
+        """Features, by row number, that an earlier version stored and that nobody has put into groups yet."""
+        query = "SELECT id, features FROM sample WHERE model=? AND id<=? ORDER BY id"
+        return dict(self._db.execute(query, (self.features, self.get("unjoined") or 0)))
 
     def counts(self, model: bytes | None = None) -> dict[int, int]:
         """Samples a label. model: as in ``add_samples``."""
@@ -351,8 +345,10 @@ class DeviceStore:
         """The choice made last. There is one from enrolment on."""
         patch = "(SELECT runs FROM patch WHERE id=kept.patch)"
         query = f"SELECT {CHOICE}, {patch}, {_HEAD} JOIN kept ON head.id=start"
-        chosen_at, kind, fitted, digest, _, previous, fleet, personal, _, runs, *start = self._found(query)
-        return Kept(chosen_at, kind, bool(fitted), digest, _head(start), previous, fleet, personal, runs)
+        row = self._found(query)
+        chosen_at, kind, fitted, digest, _, previous, fleet, personal, _, *counts, runs = row[:13]
+        start = _head(row[13:])
+        return Kept(chosen_at, kind, bool(fitted), digest, start, previous, fleet, personal, runs, *counts)
 
     def put_kept(self, kept: Kept) -> None:
         """Remember the choice; the caller then switches the file. Lost with the power, it is made again."""
@@ -383,10 +379,10 @@ def _head(row: Sequence[Any]) -> HeldHead:
 
 def put_choice(db: sqlite3.Connection, kept: Kept) -> None:
     """Replace the choice, within a transaction."""
-    accuracies = (kept.previous, kept.fleet, kept.personal)
+    figures, counts = (kept.previous, kept.fleet, kept.personal), (kept.judged, kept.groups, kept.chosen_on)
     patch = None if kept.patch is None else _add_patch(db, kept.patch)
-    row = (kept.chosen_at, kept.kind, kept.fitted, kept.digest, add_head(db, kept.start), *accuracies, patch)
-    db.execute(f"INSERT OR REPLACE INTO kept(only, {CHOICE}) VALUES(1,?,?,?,?,?,?,?,?,?)", row)
+    row = (kept.chosen_at, kept.kind, kept.fitted, kept.digest, add_head(db, kept.start), *figures, patch, *counts)
+    db.execute(f"INSERT OR REPLACE INTO kept(only, {CHOICE}) VALUES(1,?,?,?,?,?,?,?,?,?,?,?,?)", row)
 
 
 def drop_unused(db: sqlite3.Connection) -> None:
@@ -432,11 +428,6 @@ def _drop_residual(db: sqlite3.Connection) -> None:
     """Remove the residual, but not that of an unsent update."""
     db.execute("DELETE FROM residual WHERE id=(SELECT value FROM meta WHERE key='residual')")
     db.execute("DELETE FROM meta WHERE key='residual'")
-
-
-def is_held_out(place: int, label: int) -> bool:
-    """Is the sample that came as number ``place`` of its class held out? Small classes do not all begin with one."""
-    return (place + 2 * label) % HELD_EVERY == HELD_EVERY - 1
 
 
 def floats_to_bytes(values: Sequence[float]) -> bytes:

@@ -43,7 +43,7 @@ class Samples:
     """A board's samples and the head they train.
 
     features: (n, features) int8 codes.   labels: (n,) int64 classes, or (n, outputs) float32 of labels or values.
-    held: (n,) bool, the samples no update is trained on.
+    held: (n,) bool, the samples no update is trained on.   groups: (n,), alike samples have one number.
     """
 
     manifest: wire.Manifest
@@ -51,6 +51,12 @@ class Samples:
     features: NDArray[np.int8]
     labels: Targets
     held: NDArray[np.bool_]
+    groups: NDArray[np.int64]
+
+    @property
+    def unseen(self) -> NDArray[np.bool_]:
+        """Held-out samples that have nothing alike among the others: none of the fleet's heads has seen any of them."""
+        return self.held & ~np.isin(self.groups, self.groups[~self.held])
 
     @property
     def can_train(self) -> bool:
@@ -65,9 +71,14 @@ class Samples:
 
     def parts(self) -> list[judge.Split]:
         """The held-out part alone when it is large enough to judge by, else splits that cover all samples."""
-        if int(self.held.sum()) >= judge.HELD_ENOUGH:
+        if self.holds_enough:
             return [self.held]
-        return judge.splits(self.labels, np.random.default_rng(0))  # the same splits for every candidate
+        return judge.splits(self.labels, self.groups, np.random.default_rng(0))  # the same for every candidate
+
+    @property
+    def holds_enough(self) -> bool:
+        """True when the held-out part alone can be judged by."""
+        return judge.counted(self.groups, [self.held]) >= judge.HELD_ENOUGH
 
     def quantised(self, head: HeldHead) -> QuantHead:
         """A held head in int8, as suits this board's samples; without enough of them, by the fleet's ranges."""
@@ -81,13 +92,17 @@ class Samples:
 class Choice:
     """Which candidate is best. head: what to patch into the file, None: the file in place stays.
 
-    accuracies: of {previous, global, personal} on held-out samples, None each on a board without labels.
+    accuracies: of {previous, global, personal} on samples that none of them was trained on; None each where those are
+    too few to tell.   judged, groups: how many, of how many groups.   chosen_on: how many samples decided.
     """
 
     kept: str
     fitted: bool
     head: QuantHead | None
-    accuracies: tuple[float | None, float | None, float | None]
+    accuracies: tuple[float | None, float | None, float | None] = (None, None, None)
+    judged: int = 0
+    groups: int = 0
+    chosen_on: int = 0
 
 
 def client_update(
@@ -178,37 +193,44 @@ def choose(samples: Samples, head: HeldHead, kept: Kept, epochs: int) -> Choice:
     """The best of {previous, global, personal} on held-out samples; a board without labels takes the global head."""
     settings = replace(PERSONAL, epochs=epochs)
     if not samples.can_train:
-        return Choice("global", False, samples.quantised(head), (None, None, None))
+        return Choice("global", False, samples.quantised(head))
     spec, features, labels, parts = samples.spec, samples.features, samples.labels, samples.parts()
 
-    def fixed(of: HeldHead) -> judge.Score:
-        return judge.judged(spec, samples.quantised(of), features, labels, parts)
+    def fixed(of: HeldHead) -> list[QuantHead]:
+        return [samples.quantised(of)] * len(parts)
 
-    def fine_tuned(of: HeldHead) -> judge.Score:
+    def fine_tuned(of: HeldHead) -> list[QuantHead]:
         rng = np.random.default_rng(SEED)  # candidates differ by their start alone
-        return judge.judged_fit(spec, samples.parameters(of), features, labels, parts, settings=settings, rng=rng)
+        return judge.fits(spec, samples.parameters(of), features, labels, parts, settings=settings, rng=rng)
 
-    scores = {
+    heads = {
         "previous": fine_tuned(kept.start) if kept.fitted else fixed(kept.start),
         "global": fixed(head),
         "personal": fine_tuned(head),
     }
+    scores = {name: judge.judged(spec, each, features, labels, parts) for name, each in heads.items()}
     best = _best(scores, samples, None if kept.fitted else kept.start, head)
-    accuracies = (_share(scores["previous"]), _share(scores["global"]), _share(scores["personal"]))
+    unseen = [part & samples.unseen for part in parts]
+    judged, groups = int(np.any(unseen, axis=0).sum()), judge.counted(samples.groups, unseen)
+    accuracies: tuple[float | None, float | None, float | None] = (None, None, None)
+    if judge.tells(judged, groups):
+        before, fleet, own = (_share(judge.judged(spec, each, features, labels, unseen)) for each in heads.values())
+        accuracies = before, fleet, own
+    facts = (accuracies, judged, groups, scores[best].samples)
     if best == "previous":
-        return Choice(best, kept.fitted, None, accuracies)
+        return Choice(best, kept.fitted, None, *facts)
     if best == "global":
-        return Choice(best, False, samples.quantised(head), accuracies)
+        return Choice(best, False, samples.quantised(head), *facts)
     rng = np.random.default_rng(SEED)
     fitted = judge.trained(spec, samples.parameters(head), features, labels, settings=settings, rng=rng)
-    return Choice(best, True, fitted, accuracies)
+    return Choice(best, True, fitted, *facts)
 
 
 def _metrics(samples: Samples, base: HeldHead) -> wire.Metrics | None:
     """The base head on the held-out samples, when there are any."""
     if not samples.held.any():
         return None
-    score = judge.judged(samples.spec, samples.quantised(base), samples.features, samples.labels, [samples.held])
+    score = judge.judged(samples.spec, [samples.quantised(base)], samples.features, samples.labels, [samples.held])
     return wire.Metrics(score.samples, min(float(score.loss), 1e6), _share(score))
 
 
@@ -218,7 +240,7 @@ def _best(scores: dict[str, judge.Score], samples: Samples, previous: HeldHead |
     Splits that cover all samples hold out from a fit what a head of the fleet has learned from: such a head must be
     right more often by one standard error. Measured on ten devices with five labels a class: .937 for .915 without.
     """
-    shared = int(samples.held.sum()) < judge.HELD_ENOUGH
+    shared = not samples.holds_enough
     personal = scores["personal"]
     share, n = personal.accuracy, personal.samples
     uncertain = shared and samples.spec.task is not Task.VALUES  # R squared is no share of samples

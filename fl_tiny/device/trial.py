@@ -163,7 +163,7 @@ def _no_worse(spec: HeadSpec, samples: Samples) -> None:
     parts = [samples.held]
 
     def own(of: HeadSpec) -> judge.Score:
-        return judge.judged(of, requantise(of, read_parameters(of), None), samples.features, samples.labels, parts)
+        return judge.judged(of, [requantise(of, read_parameters(of), None)], samples.features, samples.labels, parts)
 
     before, after = own(samples.spec), own(spec)
     n = before.samples

@@ -25,6 +25,8 @@ from fl_tiny.device.job import BACKGROUND, FRAME_LIMIT, Chosen, Failed, Job, fra
 from fl_tiny.device.store import DeviceStore, HeldHead
 from fl_tiny.device.training import Choice, NotAllowed, Samples, choose, client_sums, client_update
 from fl_tiny.errors import DataError, FlTinyError
+from fl_tiny.learn import likeness
+from fl_tiny.learn.head import HeadSpec
 from fl_tiny.learn.loss import Task
 from fl_tiny.learn.requant import patch
 from fl_tiny.learn.tflite import read_model
@@ -71,6 +73,8 @@ def read_samples(store: DeviceStore, data: bytes, last: int | None = None) -> Sa
     classes = spec.task is Task.CLASSES
     targets = np.empty(len(features), np.int64) if classes else np.empty((len(features), spec.outputs), np.float32)
     held = np.zeros(len(features), np.bool_)
+    groups = np.zeros(len(features), np.int64)
+    _join_older(store, spec)
     row = 0
     for sample, out in store.samples(last):
         if row == len(features):
@@ -80,9 +84,20 @@ def read_samples(store: DeviceStore, data: bytes, last: int | None = None) -> Sa
         if len(sample.features) != spec.feature_size or not fits:
             raise DataError(f"a stored sample of {len(sample.features)} B, label {sample.label} does not fit the model")
         features[row] = np.frombuffer(sample.features, np.int8)
-        targets[row], held[row] = target, out
+        targets[row], held[row], groups[row] = target, out, sample.group
         row += 1
-    return Samples(manifest, spec, features[:row], targets[:row], held[:row])
+    return Samples(manifest, spec, features[:row], targets[:row], held[:row], groups[:row])
+
+
+def _join_older(store: DeviceStore, spec: HeadSpec) -> None:
+    """Put what an earlier version stored into groups, once."""
+    older = store.unjoined()
+    if not older or any(len(features) != spec.feature_size for features in older.values()):
+        return
+    codes = np.frombuffer(b"".join(older.values()), np.int8).reshape(len(older), spec.feature_size)
+    firsts: dict[int, int] = {}
+    groups = likeness.join(codes, spec.features.zero_point)
+    store.regroup({row: firsts.setdefault(int(group), row) for row, group in zip(older, groups, strict=True)})
 
 
 def give_way() -> None:
@@ -117,11 +132,12 @@ def main() -> None:
 
 def _chosen(data: bytes, samples: Samples, choice: Choice, start: bytes) -> Chosen:
     """A choice as the agent puts it in place. data: the file of the slot.   start: the body that it began with."""
+    counts = (choice.judged, choice.groups, choice.chosen_on)
     if choice.head is None:
-        return Chosen(choice.kept, int(choice.fitted), None, *choice.accuracies)
+        return Chosen(choice.kept, int(choice.fitted), None, *choice.accuracies, None, *counts)
     patched = patch(data, samples.spec, choice.head)
-    digest = hashlib.sha256(patched).digest()
-    return Chosen(choice.kept, int(choice.fitted), digest, *choice.accuracies, difference(data, patched, start))
+    digest, runs = hashlib.sha256(patched).digest(), difference(data, patched, start)
+    return Chosen(choice.kept, int(choice.fitted), digest, *choice.accuracies, runs, *counts)
 
 
 def _answer(out: BinaryIO, message: object) -> None:

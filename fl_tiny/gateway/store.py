@@ -315,8 +315,6 @@ class Store:
         """What the strategy remembers of earlier rounds."""
         return dict(self._db.execute("SELECT name, numbers FROM strategy"))
 
-    # ---- sums -----------------------------------------------------------------------------------------------
-
     def sums(self) -> Iterator[tuple[bytes, bytes]]:
         """(did, sums as bytes) of each device that an exact start has counted, ordered by did, one at a time."""
         yield from self._db.execute("SELECT did, body FROM gram ORDER BY did")
@@ -364,14 +362,15 @@ class Store:
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def rounds(self) -> list[dict[str, Any]]:
-        """All rounds, oldest first: number, kind, state, invited, received, samples, loss, accuracy, seconds."""
+        """All rounds, oldest first. loss, accuracy: of the head that each began with, on ``held`` held-out samples."""
         rows = self._db.execute(
             "SELECT r.number, r.kind, r.state, (SELECT count(*) FROM answer a WHERE a.rid=r.rid) invited,"
-            " count(l.did) received, coalesce(sum(l.samples), 0) samples, avg(l.loss) loss, avg(l.accuracy) accuracy,"
-            " r.seconds FROM round r LEFT JOIN ledger l ON l.rid=r.rid AND l.status=0"
+            " count(l.did) received, coalesce(sum(l.samples), 0) samples, sum(l.loss * l.held) / sum(l.held) loss,"
+            " sum(l.accuracy * l.held) / sum(l.held) accuracy, r.seconds, coalesce(sum(l.held), 0) held"
+            " FROM round r LEFT JOIN ledger l ON l.rid=r.rid AND l.status=0"
             " GROUP BY r.rid ORDER BY r.number, r.rowid"
         )
-        names = ("number", "kind", "state", "invited", "received", "samples", "loss", "accuracy", "seconds")
+        names = ("number", "kind", "state", "invited", "received", "samples", "loss", "accuracy", "seconds", "held")
         return [dict(zip(names, row, strict=True)) for row in rows]
 
     # ---- heads ----------------------------------------------------------------------------------------------

@@ -221,7 +221,7 @@ class _Demo:
             row = next(each for each in store.rounds() if each["number"] == number and each["state"] == "published")
         finally:
             store.close()
-        began_at = "" if row["accuracy"] is None else f", began at held-out accuracy {row['accuracy']:.3f}"
+        began_at = "" if row["accuracy"] is None else f", began at {row['accuracy']:.3f} on {row['held']} held out"
         return f"round {number} of {self._options.rounds}: {row['received']} updates{began_at}, {row['seconds']:.1f} s"
 
     async def _join(self, relay: Relay) -> None:

@@ -18,7 +18,7 @@ from fl_tiny.device.training import round_settings
 from fl_tiny.gateway.encodings import Encodings
 from fl_tiny.lab import watch
 from fl_tiny.lab.measure import found_in
-from fl_tiny.lab.simulate import Client, held_out, simulate
+from fl_tiny.lab.simulate import Client, client_of, simulate
 from fl_tiny.learn.calibrate import activation_ranges
 from fl_tiny.learn.head import default_layers, head_spec, read_parameters
 from fl_tiny.learn.requant import patch, requantise
@@ -48,11 +48,13 @@ def watches(devices: int = 10, labels: int | None = 5, rounds: int = 20) -> Task
     arms = found.arms[:devices]
     model = read_model(found.model)
     layers = default_layers(model)
-    backbone = open_backbone(cut(model, head_spec(model, layers).feature_tensor))
+    spec = head_spec(model, layers)
+    backbone = open_backbone(cut(model, spec.feature_tensor))
     clients = []
     for arm in arms:
         part = watch.labelled(arm, labels)
-        clients.append(Client(backbone.run(part.x).reshape(len(part.x), -1).astype(np.int8), part.y, held_out(part.y)))
+        features = backbone.run(part.x).reshape(len(part.x), -1).astype(np.int8)
+        clients.append(client_of(features, part.y, spec.features.zero_point))
 
     def accuracy(data: bytes) -> float:
         return float(np.mean([np.mean(found_in(data, arm.later.x) == arm.later.y) for arm in arms]))

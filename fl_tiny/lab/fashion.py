@@ -19,7 +19,7 @@ from fl_tiny.device.backbone import open_backbone
 from fl_tiny.device.evaluation import classes_of_outputs
 from fl_tiny.errors import EnvironmentFault
 from fl_tiny.lab import encodings
-from fl_tiny.lab.simulate import Client, held_out, simulate
+from fl_tiny.lab.simulate import client_of, simulate
 from fl_tiny.learn import judge
 from fl_tiny.learn.head import HeadSpec, head_spec, read_parameters
 from fl_tiny.learn.quant import Affine
@@ -103,7 +103,7 @@ def as_task(model: bytes, alpha: float, *, rounds: int = 40, seed: int = SEED, t
     """The same clients for lab/encodings.py."""
     task = _task(model, tested)
     parts = dirichlet(task.labels, CLIENTS, alpha, np.random.default_rng(seed))
-    clients = [Client(task.features[p], task.labels[p], held_out(task.labels[p])) for p in parts]
+    clients = [client_of(task.features[p], task.labels[p], task.spec.features.zero_point) for p in parts]
     return encodings.Task(model, LAYERS, clients, rounds, lambda data: _accuracy(task, data))
 
 
@@ -155,7 +155,7 @@ def _federated(
 ) -> float:
     """The accuracy of the fleet's head. parts: rows of each client."""
     gateway = GatewaySettings()
-    clients = [Client(task.features[p], task.labels[p], held_out(task.labels[p])) for p in parts]
+    clients = [client_of(task.features[p], task.labels[p], task.spec.features.zero_point) for p in parts]
     done = simulate(
         task.model.data,
         LAYERS,

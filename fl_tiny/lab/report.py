@@ -113,9 +113,10 @@ Data: smartwatch exercises of seglearn (BSD 3-Clause), arXiv:1802.01489.</p>
 
 def _lead(result: Result) -> str:
     labels = "all their labelled windows" if result.labels is None else f"{result.labels} labelled windows a class"
+    windows = sum(len(device.true) for device in result.devices)
     return (
         f"Smartwatch exercises, {len(result.classes)} classes; each device is one arm of a wearer whom the model has"
-        f" never seen, with {labels}. Accuracy in percent, on later windows that nobody learned from."
+        f" never seen, with {labels}. Accuracy in percent, on {windows:,} later windows that nobody learned from."
     )
 
 
@@ -155,7 +156,8 @@ def _by_round(result: Result, found: dict[str, Any]) -> str:
     picture = chart.lines(series, [str(row["number"] - 1) for row in rows], "rounds behind it")
     seconds = [row["seconds"] for row in rows]
     note = (
-        f"What devices report of the head they begin a round with. A round took {min(seconds):.1f} to"
+        f"What devices report of the head they begin a round with, on {rows[-1]['held']} samples in the last."
+        f" A round took {min(seconds):.1f} to"
         f" {max(seconds):.1f} s with all {found['devices']} devices on this one machine."
     )
     return f'<h2>Round by round</h2>{chart.legend(series)}{picture}<p class="note">{note}</p>'

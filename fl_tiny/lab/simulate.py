@@ -10,12 +10,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_tiny.device import intake
 from fl_tiny.device.job import Trained
-from fl_tiny.device.store import HeldHead, Kept, floats_to_bytes, is_held_out
+from fl_tiny.device.store import HeldHead, Kept, floats_to_bytes
 from fl_tiny.device.training import Samples, choose, client_sums, client_update
 from fl_tiny.gateway.encodings import KNOWN, Encodings
 from fl_tiny.gateway.gather import Changes, ExactStart, Gathering, Grams, first_made, make_version, train_behind
 from fl_tiny.gateway.tables import Entry, Version
+from fl_tiny.learn import likeness
 from fl_tiny.learn.head import HeadSpec, head_spec, read_parameters, trained_part
 from fl_tiny.learn.loss import Task
 from fl_tiny.learn.requant import QuantHead, patch
@@ -31,11 +33,15 @@ Tamper = Callable[[int, Trained], Trained]  # a client's number and its update; 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Client:
-    """What one simulated device holds. features: (n, in) int8.   labels: (n,) int64.   held: (n,) bool, held out."""
+    """What one simulated device holds. features: (n, in) int8.   labels: (n,) int64.   held: (n,) bool, held out.
+
+    groups: (n,), one number for samples that are alike.
+    """
 
     features: NDArray[np.int8]
     labels: NDArray[np.int64]
     held: NDArray[np.bool_]
+    groups: NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,13 +59,17 @@ class Simulated:
     down: float = 0.0
 
 
-def held_out(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which of ``labels``, (n,), a device's store would hold out when they come in this order (device/store.py)."""
+def client_of(features: NDArray[np.int8], labels: NDArray[np.int64], zero_point: int) -> Client:
+    """A device with samples, those held out that its store would hold out when they come in this order."""
+    groups = likeness.join(features, zero_point)
+    shares, met, training = intake.Shares({}, {}), dict[int, bool](), set[int]()
     held = np.zeros(len(labels), np.bool_)
-    for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
-        held[rows] = [is_held_out(place, int(label)) for place in range(len(rows))]
-    return held
+    for row, (label, group) in enumerate(zip(labels.tolist(), groups.tolist(), strict=True)):
+        held[row] = met.setdefault(group, label in training and shares.holds_out(label))
+        shares.count(label, held=met[group])
+        if not met[group]:
+            training.add(label)
+    return Client(features, labels, held, groups)
 
 
 def simulate(
@@ -89,7 +99,7 @@ def simulate(
     spec = head_spec(read_model(model), layers)
     manifest = wire.Manifest("simulated", 1, 1, hashlib.sha256(model).digest(), len(model), layers, spec.tensors)
     version = _first(manifest, spec)
-    boards = [_Board(Samples(manifest, spec, c.features, c.labels, c.held), version) for c in clients]
+    boards = [_Board(Samples(manifest, spec, c.features, c.labels, c.held, c.groups), version) for c in clients]
     accuracy: list[float | None] = []
     state: dict[str, bytes] = {}
     down: list[int] = []
@@ -110,7 +120,8 @@ def simulate(
         if personal_epochs is not None and (every_round or number == rounds):
             for board in boards:
                 board.choose(version, personal_epochs)
-    none = np.empty((0, spec.feature_size), np.int8), np.empty(0, np.int64), np.empty(0, np.bool_)
+    ids = np.empty(0, np.int64)
+    none = np.empty((0, spec.feature_size), np.int8), ids, np.empty(0, np.bool_), ids
     fleet = patch(model, spec, Samples(manifest, spec, *none).quantised(_held(version))) if rounds else model
     kept = [model if board.head is None else patch(model, spec, board.head) for board in boards]
     up = float(np.mean([size for board in boards for size in board.sent] or [0]))
@@ -159,7 +170,7 @@ class _Board:
 def _round(
     boards: Sequence[_Board], offer: wire.Offer, base: Version, seed: int, gathering: Gathering, tamper: Tamper
 ) -> tuple[Version, float | None, dict[str, bytes]]:
-    """The head that one round publishes, the mean accuracy of its base on held-out samples, the strategy's state."""
+    """The head that one round publishes, the accuracy of its base on all held-out samples, the strategy's state."""
     entries, scores = [], []
     encoding = offer.encoding or wire.Encoding.INT8
     for place, board in enumerate(boards):
@@ -170,10 +181,11 @@ def _round(
         did = place.to_bytes(16, "big")
         entries.append(Entry(did, b"", trained.samples, None, None, None, trained.ranges, trained.codes, encoding))
         if trained.metrics is not None:
-            scores.append(trained.metrics.accuracy)
+            scores.append((trained.metrics.accuracy, trained.metrics.samples))
     made, digest = gathering.made(base, lambda: entries), _digest(boards[0].samples.manifest)
     version = make_version(offer.number, made, digest, KEY)
-    return version, float(np.mean(scores)) if scores else None, encode_state(made.head.state)
+    mean = sum(share * n for share, n in scores) / sum(n for _, n in scores) if scores else None
+    return version, mean, encode_state(made.head.state)
 
 
 def _first(manifest: wire.Manifest, spec: HeadSpec) -> Version:

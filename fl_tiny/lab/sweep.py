@@ -17,7 +17,7 @@ from fl_tiny import config
 from fl_tiny.device.backbone import open_backbone
 from fl_tiny.lab import watch
 from fl_tiny.lab.measure import found_in
-from fl_tiny.lab.simulate import Client, held_out, simulate
+from fl_tiny.lab.simulate import client_of, simulate
 from fl_tiny.learn import judge
 from fl_tiny.learn.head import default_layers, head_spec, read_parameters
 from fl_tiny.learn.requant import patch
@@ -43,7 +43,7 @@ def sweep(
     for arm in arms:
         part = watch.labelled(arm, labels)
         features = backbone.run(part.x).reshape(len(part.x), -1).astype(np.int8)
-        clients.append(Client(features, part.y, held_out(part.y)))
+        clients.append(client_of(features, part.y, spec.features.zero_point))
         own = judge.trained(spec, read_parameters(spec), features, part.y, settings=Settings(), rng=rng)
         alone.append(patch(found.model, spec, own))
     gateway, device = config.GatewaySettings(), config.DeviceSettings()

@@ -17,11 +17,13 @@ from fl_tiny.learn.requant import QuantHead, requantise
 from fl_tiny.learn.train import Settings, fit
 
 Codes = NDArray[np.int8]
+Groups = NDArray[np.int64]  # a number for each sample; equal: alike, or of one stretch (learn/likeness.py)
 Split = NDArray[np.bool_]  # True: held out
 
 HELD_SHARE = 0.2
-HELD_ENOUGH = 50  # held-out samples that one split may judge by
+HELD_ENOUGH = 50  # held-out groups that one split may judge by
 FOLDS = 5
+ENOUGH_SAMPLES, ENOUGH_GROUPS = 20, 10  # guess: with ten groups a share is known to 16 points (one standard error)
 MIN_SAMPLES = 10  # guess: two held-out samples a fold; below it chance decides
 
 
@@ -36,10 +38,14 @@ class Score:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Personalised:
-    """The outcome: ``head`` is the new one where ``accepted``, else None and the model's own stays."""
+    """The outcome: ``head`` is the new one where ``accepted``, else None and the model's own stays.
+
+    groups: how many groups the scores were measured on.
+    """
 
     before: Score
     after: Score
+    groups: int
     accepted: bool
     head: QuantHead | None
 
@@ -49,30 +55,49 @@ def better(new: Score, old: Score) -> bool:
     return new.loss < old.loss and new.accuracy >= old.accuracy
 
 
-def splits(targets: Targets, rng: np.random.Generator) -> list[Split]:
-    """One stratified held-out part where it has 50 samples or more, else five that cover all samples.
+def splits(targets: Targets, groups: Groups, rng: np.random.Generator) -> list[Split]:
+    """One stratified held-out part where it has 50 groups or more, else up to five parts that cover all samples.
 
-    targets: (n,) or (n, outputs).   Each split: (n,) bool.   Raises: DataError below 10 samples.
+    targets: (n,) or (n, outputs).   groups: (n,), none of which is cut; all of one group are taken one by one.
+    Each split: (n,) bool.   Raises: DataError below 10 samples.
     """
-    n = len(targets)
-    if n < MIN_SAMPLES:
-        raise DataError(f"{n} samples are too few to hold some out", hint=f"collect {MIN_SAMPLES} or more")
+    if len(targets) < MIN_SAMPLES:
+        raise DataError(f"{len(targets)} samples are too few to hold some out", hint=f"collect {MIN_SAMPLES} or more")
+    _, first, unit = np.unique(groups, return_index=True, return_inverse=True)
+    if len(first) == 1:
+        first = unit = np.arange(len(targets))
+    n = len(first)
     held = int(min(HELD_SHARE * n, max(HELD_ENOUGH, n / 10)))
-    order = np.lexsort((rng.random(n), strata(targets)))  # class by class, at random within each
+    order = np.lexsort((rng.random(n), strata(targets[first])))  # class by class, at random within each
     places = np.empty(n, np.int64)
     places[order] = np.arange(n)
     if held < HELD_ENOUGH:
-        return [places % FOLDS == fold for fold in range(FOLDS)]
-    # Every n/held-th place, from a random one: each class is held out by its share, to within one sample.
-    return [(places + rng.integers(n)) * held % n < held]
+        folds = min(FOLDS, n)
+        parts = [places % folds == fold for fold in range(folds)]
+    else:  # every n/held-th place, from a random one: each class is held out by its share, to within one group
+        parts = [(places + rng.integers(n)) * held % n < held]
+    return [part[unit.reshape(-1)] for part in parts]
 
 
-def judged(spec: HeadSpec, head: QuantHead, features: Codes, targets: Targets, parts: Sequence[Split]) -> Score:
-    """The score of a head that has seen none of the samples, over the held-out parts."""
-    return _mean([_score(spec, head, features[part], targets[part]) for part in parts])
+def counted(groups: Groups, parts: Sequence[Split]) -> int:
+    """How many groups the held-out parts have."""
+    return len(np.unique(groups[np.any(parts, axis=0)]))
 
 
-def judged_fit(
+def tells(samples: int, groups: int) -> bool:
+    """True when a figure measured on so many samples, of so many groups, says something of others."""
+    return samples >= ENOUGH_SAMPLES and groups >= ENOUGH_GROUPS
+
+
+def judged(
+    spec: HeadSpec, heads: Sequence[QuantHead], features: Codes, targets: Targets, parts: Sequence[Split]
+) -> Score:
+    """The score over the held-out parts of heads that have not seen them, one a part. At least one has samples."""
+    pairs = [(head, part) for head, part in zip(heads, parts, strict=True) if part.any()]
+    return _mean([_score(spec, head, features[part], targets[part]) for head, part in pairs])
+
+
+def fits(
     spec: HeadSpec,
     start: Sequence[Array],
     features: Codes,
@@ -81,13 +106,9 @@ def judged_fit(
     *,
     settings: Settings,
     rng: np.random.Generator,
-) -> Score:
-    """The score of training from ``start``: on the rest of each split, judged in int8 on its held-out part."""
-    scores = []
-    for part in parts:
-        head = trained(spec, start, features[~part], targets[~part], settings=settings, rng=rng)
-        scores.append(_score(spec, head, features[part], targets[part]))
-    return _mean(scores)
+) -> list[QuantHead]:
+    """What training from ``start`` on the rest of each split gives, in int8."""
+    return [trained(spec, start, features[~part], targets[~part], settings=settings, rng=rng) for part in parts]
 
 
 def trained(
@@ -104,21 +125,24 @@ def trained(
 
 
 def personalise(
-    spec: HeadSpec, features: Codes, targets: Targets, settings: Settings, rng: np.random.Generator
+    spec: HeadSpec, features: Codes, targets: Targets, groups: Groups, settings: Settings, rng: np.random.Generator
 ) -> Personalised:
     """Train the model's own head, and keep the result, refitted on all samples, only if the training was better.
 
-    features: (n, features) int8 codes of the feature tensor.   targets: (n,) or (n, outputs).   Raises: DataError for
-    too few samples.
+    features: (n, features) int8 codes of the feature tensor.   targets: (n,) or (n, outputs).   groups: (n,).
+    Raises: DataError for too few samples.
     """
     start = read_parameters(spec)
-    parts = splits(targets, rng)
-    before = judged(spec, requantise(spec, start, None), features, targets, parts)
-    after = judged_fit(spec, start, features, targets, parts, settings=settings, rng=rng)
+    parts = splits(targets, groups, rng)
+    own = [requantise(spec, start, None)] * len(parts)
+    before = judged(spec, own, features, targets, parts)
+    fitted = fits(spec, start, features, targets, parts, settings=settings, rng=rng)
+    after = judged(spec, fitted, features, targets, parts)
+    met = counted(groups, parts)
     if not better(after, before):
-        return Personalised(before, after, accepted=False, head=None)
+        return Personalised(before, after, met, accepted=False, head=None)
     head = trained(spec, start, features, targets, settings=settings, rng=rng)
-    return Personalised(before, after, accepted=True, head=head)
+    return Personalised(before, after, met, accepted=True, head=head)
 
 
 def _score(spec: HeadSpec, head: QuantHead, features: Codes, targets: Targets) -> Score:

@@ -76,12 +76,20 @@ def reply(offer: Offer, floors: Floors, stock: Stock, past: Past) -> Reply:
         return Reply(Said.NOT_ALLOWED, Code.PRIVACY, refusal)
     if not stock.able:
         return Reply(Said.NO_BUDGET)
-    if offer.gram is not None:
-        enough = stock.samples - stock.held >= offer.gram.min_samples  # sums of a single class are of use
-    else:
-        told_apart = stock.classes is None or stock.classes >= MIN_CLASSES
-        enough = stock.samples >= floors.min_samples and told_apart
-    return Reply(Said.JOIN) if enough else Reply(Said.TOO_FEW_SAMPLES)
+    if offer.gram is None:
+        why = lacking(stock.samples, stock.held, stock.classes, floors)
+    else:  # sums of a single class are of use
+        why = "" if stock.samples - stock.held >= offer.gram.min_samples else "too few samples for an exact start"
+    return Reply(Said.TOO_FEW_SAMPLES, why=why) if why else Reply(Said.JOIN)
+
+
+def lacking(samples: int, held: int, classes: int | None, floors: Floors) -> str:
+    """Why a device with these samples trains for no round, in words; empty when it does. Arguments: as ``Stock``."""
+    if samples < floors.min_samples:
+        return f"{samples} samples are stored, training takes {floors.min_samples} or more"
+    if classes is not None and classes < MIN_CLASSES:
+        return f"samples of {classes} class are stored, training takes {MIN_CLASSES} or more classes"
+    return "every sample is held out" if held >= samples else ""
 
 
 def summable(summed: Mapping[int, int], floors: Floors) -> tuple[set[int], int]:

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,19 +27,25 @@ def test_a_board_whose_plug_is_pulled_in_updates_and_rounds_boots_and_keeps_what
     draw = random.Random(kills)
     rig.board.ready()
     rig.board.put(rig.bundle(KILLED), "/data/again.raucb")
-    rig.board.put(rig.fleet.data("kills", MORE, 1000), "/data/more.npz")
+    seeds = itertools.count(1000)
+
+    def add() -> Any:
+        """Samples that the board does not know yet."""
+        rig.board.put(rig.fleet.data("kills", MORE, next(seeds)), "/data/more.npz")
+        return rig.board.starts(f"fl-tiny samples add {DEV} --data /data/more.npz")
+
     rig.board.do("sync")
     keys = f"sha256sum {DEV}/secret/*"
     identity, secrets, counted, held = rig.status()["id"], rig.board.do(keys), rig.rounds(), rig.samples
     for number in range(kills):
         update = rig.board.starts("fl-tiny device update /data/again.raucb --reboot")
         end = time.monotonic() + draw.uniform(5, 100)
-        adding = rig.board.starts(f"fl-tiny samples add {DEV} --data /data/more.npz")
+        adding = add()
         asked = held + MORE
         while time.monotonic() < end:
             if adding.poll() == 0 and asked == held + MORE:
                 held = asked
-                adding = rig.board.starts(f"fl-tiny samples add {DEV} --data /data/more.npz")
+                adding = add()
                 asked = held + MORE
             time.sleep(0.2)
         rig.again()

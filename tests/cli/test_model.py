@@ -112,6 +112,7 @@ def test_evaluate_counts_what_the_interpreter_gets_right(model: Path, data: Path
         "accuracy": right.mean(),
         "samples": 400,
         "skipped": 0,
+        "on": "the samples given",
         "runtime": open_backbone(model.read_bytes()).name,
     }
 
@@ -143,7 +144,8 @@ def test_personalise_makes_a_better_model_of_the_same_length(
     out = data.parent / "out.tflite"
     more = [] if layers is None else ["--layers", layers]
     found = json.loads(fl_tiny("personalise", model, "--data", data, "--out", out, "--json", *more).stdout)
-    assert set(found) == {"before", "after", "accepted", "skipped", "layers", "parameters", "seconds"}
+    more = {"samples", "groups", "on", "tells", "skipped"}
+    assert set(found) == {"before", "after", "accepted", "layers", "parameters", "seconds", *more}
     assert (found["accepted"], found["layers"], found["parameters"]) == (True, layers or 2, parameters)
     assert found["after"] > found["before"]
     assert len(out.read_bytes()) == len(model.read_bytes())

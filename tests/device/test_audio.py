@@ -24,6 +24,7 @@ def clips(path: Path, how: Audio = RAW, shape: tuple[int, ...] = (800,)) -> np.n
     samples, _ = open_samples(Source("wav", path), Wanted(taking(shape, "float32"), None, None, how))
     found = np.concatenate(list(samples.batches()))
     assert samples.names is not None and len(samples.names) == samples.samples == len(found)
+    assert samples.stretches is not None and len(set(samples.stretches)) == len(set(samples.names))
     return found
 
 

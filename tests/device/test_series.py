@@ -50,6 +50,17 @@ def test_a_hop_lets_windows_overlap_or_leaves_rows_out(tmp_path: Path, hop: int,
     assert x[:, 0, 0, 0].tolist() == firsts
 
 
+@pytest.mark.parametrize(("window", "runs"), [(4, [10, 5, 10]), (1, [1] * 100)])
+def test_ten_windows_in_a_row_are_one_stretch_and_single_rows_are_none(
+    tmp_path: Path, window: int, runs: list[int]
+) -> None:
+    lines = rows("0" * 60 + "1" * 40)
+    wanted = Wanted(taking((window, 2, 1), "float32"), Expected(3), None, Series(columns=("x", "y")))
+    samples, _ = open_samples(Source("csv", table(tmp_path, *lines)), wanted)
+    assert samples.stretches is not None and len(samples.stretches) == samples.samples
+    assert np.unique(np.array(samples.stretches), return_counts=True)[1].tolist() == runs
+
+
 def test_a_new_group_ends_a_window_and_all_other_columns_are_numbers(tmp_path: Path) -> None:
     x, _ = read(table(tmp_path, *rows("0" * 10, "aaaaaabbbb")), Series(group="who"))
     assert x[:, 0, 0, 0].tolist() == [0, 6]

@@ -16,10 +16,11 @@ import pytest
 
 from fl_tiny import statedir
 from fl_tiny.device import derived, slots
+from fl_tiny.device.intake import Sample
 from fl_tiny.device.job import Job, Tried
 from fl_tiny.device.layout import BASE, CANARY, CURRENT, SLOTS
 from fl_tiny.device.slots import Boot
-from fl_tiny.device.store import DeviceStore, HeldHead, Kept, Sample
+from fl_tiny.device.store import DeviceStore, HeldHead, Kept
 from fl_tiny.device.trial import try_model
 from fl_tiny.device.worker import read_samples
 from fl_tiny.errors import RemoteError
@@ -391,11 +392,11 @@ def test_samples_judge_a_new_head_on_the_same_backbone_and_go_on_with_it(board: 
 
 def test_samples_of_another_backbone_wait_until_it_comes_back(board: Board) -> None:
     with closing(board.store()) as store:
-        store.add_samples([Sample(bytes(224), 1)] * 7, 10)
+        store.add_samples([Sample(bytes([n]) * 224, 1) for n in range(7)], 10)
         slots.switch(board.directory, store, *board.receive(NEW_MODEL), same_features=False)
         slots.confirm(store)
         assert store.sample_count()[0] == 0
-        store.add_samples([Sample(bytes(64), 9)] * 5, 10)
+        store.add_samples([Sample(bytes([n]) * 64, 9) for n in range(5)], 10)
         assert store.sample_count()[0] == 5 and store.row("SELECT count(*) FROM sample")[0] == 10, "old ones give way"
         slots.switch(board.directory, store, *board.receive(OLD_MODEL, 3, layers=2), same_features=False)
         assert store.counts() == {1: 5}

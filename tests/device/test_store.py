@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from fl_tiny.device import enrol
-from fl_tiny.device.store import SCHEMA_VERSION, DeviceStore, HeldHead, Sample
+from fl_tiny.device.intake import Sample
+from fl_tiny.device.store import SCHEMA_VERSION, DeviceStore, HeldHead
 from fl_tiny.errors import ConfigError, DataError, FlTinyError
 from fl_tiny.protocol import signed, wire
 
@@ -28,7 +29,7 @@ def enrolled(path: Path) -> Path:
     store = DeviceStore.create(path)
     store.put_head(head(3))
     store.put(did=b"d" * 16, enrolled=1, rounds=3, last_round=3)
-    store.add_samples([Sample(b"f" * 64, label % 3) for label in range(50)], 100)
+    store.add_samples([Sample(bytes([label]) * 64, label % 3) for label in range(50)], 100)
     store.close()
     return path
 

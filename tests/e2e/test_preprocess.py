@@ -48,7 +48,13 @@ def test_pictures_become_what_their_pixels_do_on_every_device(tmp_path: Path) ->
         rng = np.random.default_rng(0)
         pixels, labels = rng.integers(0, 256, (40, 28, 28), np.uint8), np.sort(rng.integers(0, 10, 40))
         root = folder(tmp_path / "pictures", pixels, labels)
-        assert cli("samples", "add", first, "--images", root) == {"added": 40, "samples": 40, "skipped": 0}
+        assert cli("samples", "add", first, "--images", root) == {
+            "added": 40,
+            "known": 0,
+            "relabelled": 0,
+            "samples": 40,
+            "skipped": 0,
+        }
         np.savez(tmp_path / "d.npz", x=pixels[..., None] / np.float32(255), y=labels)
         cli("samples", "add", second, "--data", tmp_path / "d.npz")
         stored = [list(DeviceStore.open(each / statedir.DATABASE).samples()) for each in (first, second)]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import signal
 import sqlite3
+import subprocess
 import time
 from contextlib import closing
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 from fl_tiny import Device
 from fl_tiny.device.runtimes import installed
 
-from .fleet import MODEL, Daemon, Fleet, cli, stop
+from .fleet import COMMAND, MODEL, Daemon, Fleet, cli, stop
 
 
 def ledger_is_sound(directory: Path) -> None:
@@ -54,16 +55,8 @@ def test_two_devices_make_three_heads_and_both_keep_a_model(fleet: Fleet) -> Non
         names = [event["event"] for event in run.seen]
         assert names[0] == "connected" and {"round", "update", "model"} <= set(names)
         found = cli("device", "status", directory)
-        assert (
-            found["rounds"] == 3
-            and found["samples"] == 60
-            and set(found["accuracy"])
-            == {
-                "previous",
-                "global",
-                "personal",
-            }
-        )
+        assert found["rounds"] == 3 and found["samples"] == 60 and found["declines"] is None
+        assert set(found["accuracy"]) == {"previous", "global", "personal", "samples", "groups", "on"}
         current = (directory / "model/current.tflite").read_bytes()
         assert len(current) == MODEL.stat().st_size and current != MODEL.read_bytes()
     ledger_is_sound(fleet.gw)
@@ -143,8 +136,17 @@ def test_a_board_without_labels_takes_heads_and_declines_rounds(fleet: Fleet) ->
     assert busy.wait() == 0
     silent.event("model", number=2)
     assert stop(silent) == 0
-    assert any(e.get("state") == "declined" for e in silent.seen)
-    assert cli("device", "status", idle)["rounds"] == 0
+    why = "0 samples are stored, training takes 10 or more"
+    assert any((e.get("state"), e.get("why")) == ("declined", why) for e in silent.seen)
+    assert any("round declined" in line and why in line for line in silent.log)
+    found = cli("device", "status", idle)
+    assert (found["rounds"], found["declines"], found["accuracy"]["samples"]) == (0, why, 0)
+    text = subprocess.run([*COMMAND, "device", "status", idle], check=True, capture_output=True, text=True).stdout
+    assert why in text and "too few to tell on 0 held-out samples" in text and "{" not in text
+    with np.load(fleet.root / "worker.npz") as data:
+        np.savez(fleet.root / "one.npz", x=data["x"][data["y"] == 1], y=data["y"][data["y"] == 1])
+    cli("samples", "add", idle, "--data", fleet.root / "one.npz")
+    assert "samples of 1 class are stored" in cli("device", "status", idle)["declines"]
     exported = fleet.root / "x.tflite"
     cli("gateway", "export", fleet.gw, "--out", exported)
     assert (idle / "model/current.tflite").read_bytes() == exported.read_bytes()

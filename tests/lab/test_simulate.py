@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from fl_tiny.device.backbone import open_backbone
-from fl_tiny.device.store import DeviceStore, Sample
+from fl_tiny.device.intake import Sample
+from fl_tiny.device.store import DeviceStore
 from fl_tiny.lab import encodings, fashion, watch
-from fl_tiny.lab.simulate import Client, held_out, simulate
+from fl_tiny.lab.simulate import Client, client_of, simulate
+from fl_tiny.learn import likeness
 from fl_tiny.learn.head import head_spec
 from fl_tiny.learn.tflite import cut, read_model
 from fl_tiny.protocol import wire
@@ -22,22 +24,30 @@ FASHION = Path(__file__).parent.parent / "models" / "fashion.tflite"
 def clients(devices: int) -> tuple[bytes, list[Client]]:
     found = watch.load()
     model = read_model(found.model)
-    backbone = open_backbone(cut(model, head_spec(model, 2).feature_tensor))
+    spec = head_spec(model, 2)
+    backbone = open_backbone(cut(model, spec.feature_tensor))
     made = []
     for arm in found.arms[:devices]:
         part = watch.labelled(arm, 5)
         features = backbone.run(part.x).reshape(len(part.x), -1)
-        made.append(Client(features, part.y, held_out(part.y)))
+        made.append(client_of(features, part.y, spec.features.zero_point))
     return found.model, made
 
 
 def test_the_simulation_holds_out_what_a_devices_store_does(tmp_path: Path) -> None:
-    labels = np.random.default_rng(3).integers(0, 7, 200)
+    rng = np.random.default_rng(3)
+    labels = rng.integers(0, 7, 200)
+    codes = np.repeat(rng.integers(-128, 128, (100, 64)), 2, axis=0).astype(np.int8)  # each twice, nearly
+    codes[1::2, 0] ^= 1
     store = DeviceStore.create(tmp_path / "state.db")
-    store.add_samples((Sample(bytes(4), int(label)) for label in labels), 5000)
+    groups = likeness.join(codes, 0)
+    rows = zip(codes, labels, groups, strict=True)
+    store.add_samples((Sample(f.tobytes(), int(label), None, int(group)) for f, label, group in rows), 5000)
     stored = [held for _, held in store.samples()]
     store.close()
-    assert stored == held_out(labels).tolist()
+    made = client_of(codes, labels, 0)
+    assert stored == made.held.tolist() and 20 < sum(stored) < 60
+    assert stored[::2] == stored[1::2] and len(np.unique(made.groups)) == 100
 
 
 def test_the_same_seed_gives_the_same_files_and_another_seed_others() -> None:

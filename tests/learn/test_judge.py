@@ -23,7 +23,7 @@ from tests.learn.tiny import classifier
 def test_held_out_parts_have_their_size_and_every_class_its_share(n: int, classes: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, n)
-    parts = splits(labels, rng)
+    parts = splits(labels, np.arange(n), rng)
     held = int(min(0.2 * n, max(50, n / 10)))
     if held >= 50:
         assert [int(part.sum()) for part in parts] == [held]
@@ -40,13 +40,13 @@ def test_held_out_parts_have_their_size_and_every_class_its_share(n: int, classe
 
 def test_five_hundred_samples_hold_out_fifty() -> None:
     labels = np.arange(500) % 10
-    assert [int(part.sum()) for part in splits(labels, np.random.default_rng(0))] == [50]
-    assert len(splits(labels[:249], np.random.default_rng(0))) == 5
+    assert [int(part.sum()) for part in splits(labels, np.arange(500), np.random.default_rng(0))] == [50]
+    assert len(splits(labels[:249], np.arange(249), np.random.default_rng(0))) == 5
 
 
 def test_too_few_samples_are_refused() -> None:
     with pytest.raises(DataError, match="too few"):
-        splits(np.zeros(9, np.int64), np.random.default_rng(0))
+        splits(np.zeros(9, np.int64), np.arange(9), np.random.default_rng(0))
 
 
 def test_better_means_less_loss_and_no_less_accuracy() -> None:
@@ -60,11 +60,11 @@ def test_better_means_less_loss_and_no_less_accuracy() -> None:
 def test_training_on_another_task_is_accepted_and_kept_on_all_samples() -> None:
     spec = head_spec(read_model(classifier()), 1)
     features, labels = a_task(spec, 800)
-    outcome = personalise(spec, features[:400], labels[:400], Settings(), np.random.default_rng(1))
+    outcome = personalise(spec, features[:400], labels[:400], np.arange(400), Settings(), np.random.default_rng(1))
     assert outcome.accepted
     assert outcome.head is not None
     assert outcome.after.accuracy > outcome.before.accuracy + 0.3
-    unseen = judged(spec, outcome.head, features[400:], labels[400:], [np.ones(400, bool)])
+    unseen = judged(spec, [outcome.head], features[400:], labels[400:], [np.ones(400, bool)])
     assert unseen.accuracy > 0.9
 
 
@@ -77,7 +77,9 @@ def test_labels_without_a_rule_are_not_learned() -> None:
     for seed in range(4):
         features = rng.integers(-128, 128, (60, 12), np.int8)
         found = own.run(features).argmax(axis=1)
-        outcome = personalise(spec, features, found.astype(np.int64), Settings(), np.random.default_rng(seed))
+        outcome = personalise(
+            spec, features, found.astype(np.int64), np.arange(60), Settings(), np.random.default_rng(seed)
+        )
         accepted += outcome.accepted
         assert outcome.accepted == (outcome.head is not None)
     assert accepted == 0  # the model's own labels: nothing can be more right
@@ -92,17 +94,19 @@ def test_thirty_samples_that_make_a_good_head_worse_are_refused() -> None:  # tr
     head = trained(spec, read_parameters(spec), noisy[:1500], labels[:1500], settings=Settings(), rng=_rng(0))
     spec = head_spec(read_model(patch(data, spec, head)), 1)
     start, unseen, all_of = read_parameters(spec), slice(2000, 4000), [np.ones(2000, bool)]
-    before = judged(spec, requantise(spec, start, None), noisy[unseen], labels[unseen], all_of).accuracy
+    before = judged(spec, [requantise(spec, start, None)], noisy[unseen], labels[unseen], all_of).accuracy
     always, kept, accepted = [], [], 0
     for seed in range(6):
         chosen = _rng(seed).permutation(np.arange(1500, 2000))[:30]
         taken = trained(spec, start, noisy[chosen], labels[chosen], settings=Settings(), rng=_rng(seed))
-        always.append(judged(spec, taken, noisy[unseen], labels[unseen], all_of).accuracy)
-        outcome = personalise(spec, noisy[chosen], labels[chosen], Settings(), _rng(seed))
+        always.append(judged(spec, [taken], noisy[unseen], labels[unseen], all_of).accuracy)
+        outcome = personalise(spec, noisy[chosen], labels[chosen], np.arange(30), Settings(), _rng(seed))
         accepted += outcome.accepted
         better_head = outcome.head
         kept.append(
-            before if better_head is None else judged(spec, better_head, noisy[unseen], labels[unseen], all_of).accuracy
+            before
+            if better_head is None
+            else judged(spec, [better_head], noisy[unseen], labels[unseen], all_of).accuracy
         )
     assert before > 0.6
     assert np.mean(always) < before - 0.03

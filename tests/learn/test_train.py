@@ -285,7 +285,7 @@ import pathlib, sys
 spec = head_spec(read_model(pathlib.Path(sys.argv[1]).read_bytes()), 1)
 rng = np.random.default_rng(0)
 x, y = rng.integers(-128, 128, (2000, 1280), np.int8), rng.integers(0, 10, 2000)
-personalise(spec, x, y, Settings(epochs=2), rng)
+personalise(spec, x, y, np.arange(len(y)), Settings(epochs=2), rng)
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
     import tempfile

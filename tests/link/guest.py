@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from fl_tiny.device import store as device_store
+from fl_tiny.device.intake import Sample
 from fl_tiny.device.left import Body
-from fl_tiny.device.store import DeviceStore, HeldHead, Journal, Sample
+from fl_tiny.device.store import DeviceStore, HeldHead, Journal
 from fl_tiny.files import write_atomic
 from fl_tiny.gateway import store as gateway_store
 from fl_tiny.gateway.store import Store

@@ -20,7 +20,8 @@ ENOUGH = {0: 100, 1: 100}  # of 194 that sums of 96 numbers need
 
 def said(offer: wire.Offer, stock: Stock, past: Past | None = None, floors: Floors | None = None) -> Said:
     answer = reply(offer, floors or Floors(), stock, past or Past())
-    assert (answer.said is Said.NOT_ALLOWED) == (answer.code == Code.PRIVACY) == bool(answer.why)
+    assert (answer.said is Said.NOT_ALLOWED) == (answer.code == Code.PRIVACY)
+    assert bool(answer.why) == (answer.said in (Said.NOT_ALLOWED, Said.TOO_FEW_SAMPLES))
     return answer.said
 
 

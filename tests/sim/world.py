@@ -25,8 +25,9 @@ from fl_tiny import statedir
 from fl_tiny.device import agent, find, job
 from fl_tiny.device.agent import Agent
 from fl_tiny.device.budget import NOTHING
+from fl_tiny.device.intake import Sample
 from fl_tiny.device.link import Link
-from fl_tiny.device.store import DeviceStore, Sample
+from fl_tiny.device.store import DeviceStore
 from fl_tiny.errors import EnvironmentFault, RemoteError
 from fl_tiny.gateway import setup
 from fl_tiny.gateway.encodings import Encodings
@@ -250,7 +251,9 @@ class World:
     def learn(self, did: bytes, count: int) -> None:
         """Samples come in, from a program beside the daemon."""
         with closing(DeviceStore.open(self.root / did.hex() / statedir.DATABASE)) as store:
-            store.add_samples((Sample(bytes(FEATURES), n % 4) for n in range(count)), 500)
+            first = store.sample_count()[0]
+            rows = (Sample(random.Random(n).randbytes(FEATURES), n % 4) for n in range(first, first + count))
+            store.add_samples(rows, 500)
 
     def forget(self, did: bytes) -> None:
         """All its samples go, and an update that is owed with them."""

@@ -27,7 +27,10 @@ T = TypeVar("T", Images, Audio, Series)
 
 
 class Samples(Protocol):
-    """Samples that are read a batch at a time; ``seen`` knows after that whether they can be right."""
+    """Samples that are read a batch at a time; ``seen`` knows after that whether they can be right.
+
+    stretches: a number a sample, equal for those that came in one piece; None: each may stand for itself.
+    """
 
     @property
     def samples(self) -> int: ...
@@ -35,6 +38,8 @@ class Samples(Protocol):
     def labels(self) -> Targets | None: ...
     @property
     def names(self) -> Sequence[str] | None: ...
+    @property
+    def stretches(self) -> Sequence[int] | None: ...
     @property
     def seen(self) -> Seen: ...
     @property
@@ -108,8 +113,10 @@ def _recordings(path: Path, wanted: Wanted, seen: Seen, faults: Faults) -> tuple
 def _table(path: Path, wanted: Wanted, seen: Seen, faults: Faults) -> tuple[Samples, str]:
     how = _how(Series(), wanted)
     labels: list[str | None] = []
+    runs: list[int] = []
     for window in windows(path, how, wanted.model.input, faults, labelled=wanted.expected is not None):
         labels.append(window.label)
+        runs.append(window.run)
         if len(labels) > MAX_SAMPLES:
             raise DataError(f"{path} gives more than {MAX_SAMPLES} samples", hint="add it in parts")
     faults.check(len(labels))
@@ -117,7 +124,7 @@ def _table(path: Path, wanted: Wanted, seen: Seen, faults: Faults) -> tuple[Samp
         raise DataError(f"{path} has no {how.window} consecutive rows of one label", hint="is the window too long?")
     texts = None if wanted.expected is None else tuple(str(label) for label in labels)
     numbers, classes = _numbers(texts, wanted, path)
-    return Table(path, len(labels), numbers, wanted.model.input, how, seen, faults), classes.note
+    return Table(path, len(labels), numbers, wanted.model.input, how, seen, faults, tuple(runs)), classes.note
 
 
 def _files(path: Path, suffixes: frozenset[str], wanted: Wanted, faults: Faults) -> Files:

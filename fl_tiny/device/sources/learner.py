@@ -22,6 +22,7 @@ from fl_tiny.device.api import Device
 from fl_tiny.device.dataset import input_codes
 from fl_tiny.device.evaluation import expected_of
 from fl_tiny.device.folder import class_numbers
+from fl_tiny.device.intake import Added
 from fl_tiny.device.pipes import Header, receive, send
 from fl_tiny.device.recent import Predicted
 from fl_tiny.device.sources import spool
@@ -56,8 +57,7 @@ class Learner:
             return {}, b""
         if header["op"] == "correct":
             found = Predicted(body, bytes.fromhex(header["meant"]), header["runtime"])
-            self._device.learn_predicted(found, self._class(header["label"]))
-            return {"added": 1}, b""
+            return _words(self._device.learn_predicted(found, self._class(header["label"]))), b""
         if header["op"] == "array":
             return self._single(self._array(header, body), header["label"])
         if header["op"] == "frame":
@@ -73,7 +73,8 @@ class Learner:
 
     def _single(self, x: NDArray[Any], label: str | int | None) -> tuple[Header, bytes]:
         if label is not None:
-            return {"added": self._device.learn(x, [self._class(label)])}, b""
+            device = self._device
+            return _words(device.take_features(device.features(x), [self._class(label)], runtime=device.runtime)), b""
         if self._device.spec.task is not Task.CLASSES:
             raise DataError(NO_CLASSES, hint="Device.predict tells what it says")
         said = int(self._device.predict(x)[0])
@@ -102,9 +103,12 @@ class Learner:
         labels = data.labels if own else np.full(len(features), self._class(label))
         if labels is None:
             raise DataError("it has no labels")
-        added = device.learn_features(features, labels, runtime=device.runtime, once=header.get("once", ""))
+        if header["op"] == "frame" and not device.is_news(features, int(labels[0])):
+            return _words(Added(0, 1)), b""
+        span = {"stretches": data.stretches, "stretch": header.get("stretch", "")}
+        added = device.take_features(features, labels, runtime=device.runtime, once=header.get("once", ""), **span)
         doubt = data.seen.doubt() if data.seen.clipped else ""  # its other reasons take many samples to tell
-        return {"added": added, "doubt": doubt}, b""
+        return {**_words(added), "doubt": doubt}, b""
 
     def _array(self, header: Header, body: bytes) -> NDArray[Any]:
         source = self._device.model.input
@@ -124,6 +128,10 @@ class Learner:
             return label
         names, classes = self._device.labels, self._device.spec.classes
         return class_numbers([label], names, classes, Path("label")).numbers[label]
+
+
+def _words(added: Added) -> Header:
+    return added._asdict()
 
 
 def _npy(path: Path) -> NDArray[Any]:

@@ -76,7 +76,7 @@ DONE, REFUSED, LATER = 0, 1, 2  # an answer's state: done; not as it is; the sam
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What became of a request."""
+    """What became of a request. added: samples stored.   known: those that were stored already."""
 
     state: Annotated[int, Key(0, uint(0, 2))]
     added: Annotated[int | None, Key(1, uint(0, 65_535))] = None
@@ -84,6 +84,7 @@ class Answer:
     number: Annotated[int | None, Key(3, uint(0, 65_535))] = None
     name: Annotated[str | None, Key(4, text(1, 192))] = None
     why: Annotated[str | None, Key(5, text(0, 1024))] = None
+    known: Annotated[int | None, Key(6, uint(0, 65_535))] = None
 
 
 def request_of(data: bytes) -> Request:

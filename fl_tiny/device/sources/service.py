@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import logging
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,7 @@ Emit = Callable[[str, dict[str, Any]], None]
 Label = int | str | None
 AGAIN_S, AGAIN_LIMIT_S = 5.0, 300.0  # guess: from a fault of the machine to the next try
 FAULTS = 3  # files that wait, one after the other, until the spool as a whole does
+STRETCH_S = 60  # frames of one minute are held out together, or not at all
 WIDTH, HEIGHT = 640, 480  # what nearly every camera gives; a driver takes the nearest it has
 
 
@@ -43,6 +45,7 @@ class Service:
         self._recent = Recent(settings.kept, settings.kept_minutes * 60)
         self._label: Label = None  # of the camera's frames, as a program said
         self._last: messages.Answer | None = None
+        self._name = os.urandom(8).hex()  # of this run: its stretches of frames are not those of another
 
     async def run(self) -> None:
         """Take what comes. Raises: EnvironmentFault when there can be no socket."""
@@ -84,12 +87,13 @@ class Service:
         async with self._turn:
             answer, features = await asyncio.to_thread(self._inference.ask, header, body)
         if "added" in answer:
-            doubt = answer.get("doubt", "")
+            doubt = answer.pop("doubt", "")
             if doubt and not self._doubted:
                 log.warning("samples may be wrong from=%s file=%r why=%r", origin, header.get("name", ""), doubt)
             self._doubted = bool(doubt)
-            self._emit("sample", {"from": origin, "added": answer["added"], **({"doubt": doubt} if doubt else {})})
-            return messages.Answer(messages.DONE, added=answer["added"])
+            if answer["added"] or answer["relabelled"] or origin != "camera":  # a camera shows the same all day
+                self._emit("sample", {"from": origin, **answer, **({"doubt": doubt} if doubt else {})})
+            return messages.Answer(messages.DONE, added=answer["added"], known=answer["known"])
         kept = Predicted(features, bytes.fromhex(answer["meant"]), answer["runtime"])
         name = self._recent.put(kept, time.monotonic())
         self._emit("predicted", {"from": origin, "id": name.hex(), "class": answer["class"], "name": answer["name"]})
@@ -198,7 +202,8 @@ class Service:
                 frame = await asyncio.to_thread(camera.frame)
                 label = self._settings.button_label if button is not None and button.pressed() else self._said()
                 shape = {"width": frame.width, "height": frame.height, "stride": frame.stride}
-                header = {"op": "frame", "format": frame.format, **shape, "label": label}
+                span = f"{self._name}:{time.monotonic() // STRETCH_S:.0f}"
+                header = {"op": "frame", "format": frame.format, **shape, "label": label, "stretch": span}
                 try:
                     answer = await self._given(header, frame.data, "camera")
                     self._last = answer if answer.id is not None else self._last

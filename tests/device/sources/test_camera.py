@@ -144,9 +144,13 @@ def test_what_is_no_camera_of_use_is_named(tmp_path: Path, kind: str, able: int 
 
 
 def test_frames_are_predicted_or_learnt_by_who_says_their_label(board: Board, tmp_path: Path) -> None:
-    out = io.BytesIO()
-    Image.fromarray(np.random.default_rng(1).integers(0, 256, (48, 64), np.uint8)).save(out, "JPEG")
-    driver = Driver(tmp_path / "video", "MJPG", [out.getvalue()])
+    scene, frames = np.random.default_rng(1).integers(20, 236, (48, 64)), []
+    for number in range(7):  # a sensor's noise: no two frames are equal
+        out = io.BytesIO()
+        noisy = scene + np.random.default_rng(number).normal(0, 3, scene.shape)
+        Image.fromarray(noisy.astype(np.uint8)).save(out, "JPEG", quality=95)
+        frames.append(out.getvalue())
+    driver = Driver(tmp_path / "video", "MJPG", frames)
     seen: list[tuple[str, Any]] = []
     label = tmp_path / "label"
     os.mkfifo(label)  # which nobody writes to: it must not hold the service up
@@ -160,7 +164,10 @@ def test_frames_are_predicted_or_learnt_by_who_says_their_label(board: Board, tm
         assert last.id is not None and board.stats()["samples"] == 0, "nobody said what it sees"
         label.unlink()
         label.write_text("kind2\n")
-        await reached(lambda: ("sample", {"from": "camera", "added": 1}) in seen)
+        added = {"from": "camera", "added": 1, "known": 0, "relabelled": 0}
+        await reached(lambda: ("sample", added) in seen)
+        await asyncio.sleep(0.5)
+        assert driver.taken > 5 and board.stats()["samples"] == 1, "frames that show the same are stored once"
         await service.answer(Label("kind4"))
         await reached(lambda: "4" in board.stats()["classes"])
         work.cancel()
@@ -168,6 +175,8 @@ def test_frames_are_predicted_or_learnt_by_who_says_their_label(board: Board, tm
 
     asyncio.run(live())
     assert set(board.stats()["classes"]) == {"2", "4"}
+    groups = {sample.group for sample, _ in board.samples()}
+    assert len(groups) == 1, "and what is alike is one group, whatever its label"
 
 
 async def reached(done: Any) -> None:
