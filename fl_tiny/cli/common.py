@@ -153,13 +153,25 @@ def progress(line: str) -> None:
 
 def steady(batches: Iterable[B], what: str, total: int) -> Iterator[B]:
     """``batches`` as they are, with a line of progress on stderr every two seconds of longer work."""
-    done, last = 0, time.monotonic()
+    done, told = 0, pace(what)
     for batch in batches:
         yield batch
         done += len(batch)
-        if time.monotonic() - last > PROGRESS_S:
-            last = time.monotonic()
-            progress(f"{what}: {done} of {total}")
+        told(done, total)
+
+
+def pace(what: str) -> Callable[[int, int], None]:
+    """A function to call with what is done and the total: every two seconds a line on stderr, with the time left."""
+    began = last = time.monotonic()
+
+    def told(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if done and now - last > PROGRESS_S:
+            last = now
+            progress(f"{what}: {done} of {total}, about {(now - began) * (total - done) / done:.0f} s left")
+
+    return told
 
 
 def until_signal(work: Coroutine[Any, Any, T]) -> T:

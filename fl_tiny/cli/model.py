@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fl_tiny.cli import rehead
-from fl_tiny.cli.common import command, group, positive, progress, runtime_option, show
+from fl_tiny.cli.common import command, group, pace, positive, progress, runtime_option, show
 from fl_tiny.cli.sources import add_sources, opened, own_names, own_table, warn
 
 if TYPE_CHECKING:
@@ -154,7 +154,8 @@ def personalise(args: argparse.Namespace) -> None:
     progress(f"{len(labels)} samples of {spec.feature_size} features; training {spec.parameters} parameters")
     settings = _settings(args)
     groups = likeness.join(features, spec.features.zero_point, stretches=data.stretches)
-    outcome = judge.personalise(spec, features, labels, groups, settings, np.random.default_rng(args.seed))
+    rng = np.random.default_rng(args.seed)
+    outcome = judge.personalise(spec, features, labels, groups, settings, rng, progress=pace("epochs"))
     made = model.data
     if outcome.head is not None:
         made = patch(model.data, spec, outcome.head)

@@ -66,10 +66,11 @@ def settle(
 def check_size(spec: HeadSpec) -> None:
     """Raises: ModelError for a head that no update can carry."""
     if spec.parameters > wire.MAX_CODES:
+        which = "last layer has" if len(spec.layers) == 1 else f"last {len(spec.layers)} layers have"
+        fewer = "" if len(spec.layers) == 1 else f"train fewer layers: --layers {len(spec.layers) - 1}; or "
         raise ModelError(
-            f"the last {len(spec.layers)} layers have {spec.parameters} parameters, an update carries at most"
-            f" {wire.MAX_CODES}",
-            hint="train fewer layers: --layers",
+            f"the {which} {spec.parameters} parameters, an update carries at most {wire.MAX_CODES}",
+            hint=f"{fewer}give the model a head of your own classes: fl-tiny model rehead FILE --classes N --out NEW",
         )
 
 

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,9 +107,13 @@ def fits(
     *,
     settings: Settings,
     rng: np.random.Generator,
+    after_epoch: Callable[[], None] = lambda: None,
 ) -> list[QuantHead]:
     """What training from ``start`` on the rest of each split gives, in int8."""
-    return [trained(spec, start, features[~part], targets[~part], settings=settings, rng=rng) for part in parts]
+    return [
+        trained(spec, start, features[~part], targets[~part], settings=settings, rng=rng, after_epoch=after_epoch)
+        for part in parts
+    ]
 
 
 def trained(
@@ -119,29 +124,43 @@ def trained(
     *,
     settings: Settings,
     rng: np.random.Generator,
+    after_epoch: Callable[[], None] = lambda: None,
 ) -> QuantHead:
     """The head fitted from ``start``, in int8 by the same samples. Raises: ModelError when it is not finite."""
-    return calibrated(spec, fit(spec, start, features, targets, settings=settings, rng=rng), features)
+    params = fit(spec, start, features, targets, settings=settings, rng=rng, after_epoch=after_epoch)
+    return calibrated(spec, params, features)
 
 
 def personalise(
-    spec: HeadSpec, features: Codes, targets: Targets, groups: Groups, settings: Settings, rng: np.random.Generator
+    spec: HeadSpec,
+    features: Codes,
+    targets: Targets,
+    groups: Groups,
+    settings: Settings,
+    rng: np.random.Generator,
+    *,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Personalised:
     """Train the model's own head, and keep the result, refitted on all samples, only if the training was better.
 
     features: (n, features) int8 codes of the feature tensor.   targets: (n,) or (n, outputs).   groups: (n,).
-    Raises: DataError for too few samples.
+    progress: called with the epochs done and the epochs of all fits together.   Raises: DataError for too few samples.
     """
     start = read_parameters(spec)
     parts = splits(targets, groups, rng)
+    epochs, total = itertools.count(1), (len(parts) + 1) * settings.epochs
+
+    def after_epoch() -> None:
+        progress(next(epochs), total)
+
     own = [requantise(spec, start, None)] * len(parts)
     before = judged(spec, own, features, targets, parts)
-    fitted = fits(spec, start, features, targets, parts, settings=settings, rng=rng)
+    fitted = fits(spec, start, features, targets, parts, settings=settings, rng=rng, after_epoch=after_epoch)
     after = judged(spec, fitted, features, targets, parts)
     met = counted(groups, parts)
     if not better(after, before):
         return Personalised(before, after, met, accepted=False, head=None)
-    head = trained(spec, start, features, targets, settings=settings, rng=rng)
+    head = trained(spec, start, features, targets, settings=settings, rng=rng, after_epoch=after_epoch)
     return Personalised(before, after, met, accepted=True, head=head)
 
 

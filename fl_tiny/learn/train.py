@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -53,6 +53,7 @@ def fit(
     *,
     settings: Settings,
     rng: np.random.Generator,
+    after_epoch: Callable[[], None] = lambda: None,
 ) -> list[Array]:
     """``params`` trained to tell ``targets`` from ``features``; the same generator state gives the same result.
 
@@ -69,7 +70,7 @@ def fit(
     rows = np.arange(len(features))
     if settings.rate is None:
         task.settings = settings = replace(settings, rate=_found_rate(task, begin, rows, rng))
-    live = _descended(task, begin, rows, settings.epochs, rng)
+    live = _descended(task, begin, rows, settings.epochs, rng, after_epoch)
     done = unfolded(spec, live, normal)
     return [old if spec.biases_only and old.ndim > 1 else new for old, new in zip(params, done, strict=True)]
 
@@ -109,7 +110,12 @@ class _Task:
 
 
 def _descended(
-    task: _Task, begin: Sequence[Array], rows: NDArray[np.int64], epochs: int, rng: np.random.Generator
+    task: _Task,
+    begin: Sequence[Array],
+    rows: NDArray[np.int64],
+    epochs: int,
+    rng: np.random.Generator,
+    after_epoch: Callable[[], None] = lambda: None,
 ) -> list[Array]:
     """``begin`` after ``epochs`` over ``rows``; with patience, what was best on one row in ten, kept aside."""
     settings, (flat, live) = task.settings, _flat(begin)
@@ -128,6 +134,7 @@ def _descended(
             if task.spec.biases_only:
                 slope[frozen] = 0
             step(slope, settings.rate * 0.5 * (1 + math.cos(math.pi * (progress + share))))
+        after_epoch()
         if watched is None:
             continue
         waited += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -235,3 +236,14 @@ def test_personalise_trains_as_it_is_told(model: Path, data: Path, tmp_path: Pat
     assert (tmp_path / "a.tflite").read_bytes() != (tmp_path / "b.tflite").read_bytes()
     assert found["after"] > found["before"]
     assert "auto" in fl_tiny(*asked, tmp_path / "c.tflite", "--rate", "much", check=2).stderr
+
+
+def test_long_training_says_how_far_it_is_and_how_long_it_lasts(tmp_path: Path) -> None:
+    """A thousand classes and few samples: the steps over all parameters take the time (1.3 million here)."""
+    (tmp_path / "wide.tflite").write_bytes(classifier(sizes=(1280, 1000)))
+    rng = np.random.default_rng(1)
+    np.savez(tmp_path / "d.npz", x=rng.integers(-128, 128, (100, 1280), dtype=np.int8), y=np.arange(100) % 20)
+    words = ("--data", tmp_path / "d.npz", "--out", tmp_path / "o.tflite", "--epochs", 8)
+    done = fl_tiny("personalise", tmp_path / "wide.tflite", *words)
+    assert re.search(r"^epochs: [1-9][0-9]* of 48, about [0-9]+ s left$", done.stderr, re.MULTILINE), done.stderr
+    assert "epochs" not in done.stdout

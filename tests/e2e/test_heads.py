@@ -16,6 +16,7 @@ from fl_tiny.lab.heads import samples
 from fl_tiny.learn.head import head_spec
 from fl_tiny.learn.loss import Task
 from fl_tiny.learn.tflite import read_model
+from tests.learn.tiny import classifier
 
 from .fleet import Fleet, cli
 
@@ -107,6 +108,16 @@ def test_a_fleet_trains_a_new_head_and_knows_its_labels(tmp_path: Path, ended: l
     assert set(found) <= set(range(5))
     shown = cli_text("predict", devices[0], "--data", test)
     assert set(shown.split("\n")) - {""} <= set(names)
+
+
+def test_a_head_that_no_update_can_carry_is_refused_with_a_way_out_that_works(tmp_path: Path) -> None:
+    pytest.importorskip("ai_edge_litert.schema_py_generated", reason="the extra [model] is not installed")
+    (tmp_path / "wide.tflite").write_bytes(classifier(sizes=(1280, 1000)))
+    line = cli("gateway", "init", tmp_path / "gw", "--model", tmp_path / "wide.tflite", code=65)
+    assert "the last layer has 1281000 parameters" in line and "--layers" not in line
+    assert "fl-tiny model rehead FILE --classes N --out NEW" in line and not (tmp_path / "gw").exists()
+    cli("model", "rehead", tmp_path / "wide.tflite", "--classes", 5, "--out", tmp_path / "new.tflite")
+    cli("gateway", "init", tmp_path / "gw", "--model", tmp_path / "new.tflite")
 
 
 def test_a_round_goes_by_the_strategy_and_training_that_the_settings_say(fleet: Fleet) -> None:
