@@ -151,7 +151,7 @@ def test_reading_commands_work_and_others_say_what_is_wrong(
         directory = disk / "d"
         cli("device", "enroll", directory, "--code", code)
         fleet.root = tmp_path
-        data = fleet.data("d", 60, 0)
+        data, more = fleet.data("d", 60, 0), fleet.data("more", 60, 1)
         cli("samples", "add", directory, "--data", data)
         run = fleet.run(directory)
         run.event("update", status="accepted")
@@ -172,7 +172,7 @@ def test_reading_commands_work_and_others_say_what_is_wrong(
         full = answers(fleet.gw, directory, data)
         assert before in (None, full)
         words = (f"the disk at {disk} {SAID[state][0]}", SAID[state][1])
-        is_refused(words, "samples", "add", directory, "--data", data)
+        is_refused(words, "samples", "add", directory, "--data", more)
         if (state, killed) != ("full", True):  # its old log has some room: the daemon starts, and declines rounds
             is_refused(words, "device", "run", directory)
         is_refused(words, "gateway", "pair", fleet.gw)
@@ -183,7 +183,7 @@ def test_reading_commands_work_and_others_say_what_is_wrong(
         else:
             remount(disk, "rw")
         assert answers(fleet.gw, directory, data) == full
-        assert cli("samples", "add", directory, "--data", data)["samples"] == 120
+        assert cli("samples", "add", directory, "--data", more)["samples"] == 120
         ledger_is_sound(fleet.gw)
     finally:
         fleet.end()
