@@ -28,7 +28,7 @@ from fl_tiny.errors import RemoteError
 from fl_tiny.gateway import setup
 from fl_tiny.lab import fashion, watch
 from fl_tiny.lab.measure import found_in
-from fl_tiny.lab.simulate import Client, held_out, simulate
+from fl_tiny.lab.simulate import Client, client_of, simulate
 from fl_tiny.learn import gram
 from fl_tiny.learn.head import default_layers, head_spec
 from fl_tiny.learn.tflite import cut, read_model
@@ -54,7 +54,7 @@ def watch_fleet() -> Task:
     for arm in data.arms:
         part = watch.labelled(arm, 5)
         features = backbone.run(part.x).reshape(len(part.x), -1).astype(np.int8)
-        clients.append(Client(features, part.y, held_out(part.y)))
+        clients.append(client_of(features, part.y, spec.features.zero_point))
     later = [(arm.later.x, arm.later.y) for arm in data.arms]
     x, y = (np.concatenate(each) for each in zip(*later, strict=True))
     return data.model, layers, clients, lambda head: float(np.mean(found_in(head, x) == y))
@@ -65,7 +65,7 @@ def fashion_fleet() -> Task:
     data = FASHION.read_bytes()
     task = fashion._task(data, 2000, fashion.SUMMED)
     parts = fashion.dirichlet(task.labels, 50, 1.0, np.random.default_rng(1))
-    clients = [Client(task.features[p], task.labels[p], held_out(task.labels[p])) for p in parts]
+    clients = [client_of(task.features[p], task.labels[p], task.spec.features.zero_point) for p in parts]
     return data, fashion.LAYERS, clients, lambda head: fashion._accuracy(task, head)
 
 
