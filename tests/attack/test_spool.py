@@ -28,9 +28,9 @@ from tests.device.sources.conftest import Board, board, enrolled, pixels, until 
 SECRET = b"what only the service may write\n"
 
 
-def npy() -> bytes:
+def npy(seed: int = 3) -> bytes:
     out = io.BytesIO()
-    np.save(out, pixels(3)[..., None] / np.float32(255))
+    np.save(out, pixels(seed)[..., None] / np.float32(255))
     return out.getvalue()
 
 
@@ -153,7 +153,7 @@ def test_names_of_any_kind_stop_nothing_and_reach_nothing(board: Board) -> None:
     board.drop("kind2/zz.npy", npy())
     service.event("sample", added=1)
     until(lambda: not (board.spool / "kind1/loop").is_symlink(), "end of the last of them")
-    board.drop("kind2/again.npy", npy())
+    board.drop("kind2/again.npy", npy(4))
     service.event("sample", added=1)
     assert (board.dir / "secret/psk").read_bytes() == secret
     assert (board.dir / "fl-tiny.toml").read_bytes() == settings
