@@ -42,7 +42,7 @@ def gateway(root: Path) -> None:
         if opened is None:
             opened = OpenRound(os.urandom(8), head.number + 1, head.number, 60.0, "train")
             store.open_round(opened)
-        here = {entry.did for entry in store.accepted(opened.rid)}
+        here = set(store.delivered(opened.rid))
         for did in dids:
             if did not in here:
                 here.add(did)
@@ -58,7 +58,7 @@ def gateway(root: Path) -> None:
 def gateway_state(store: Store) -> dict[str, Any]:
     """What is wrong with a ledger, and how much is in it."""
     head, opened = store.head(), store.opened()
-    held = [entry.did for entry in store.accepted(opened.rid)] if opened else []
+    held = store.delivered(opened.rid) if opened else []
     return {"faults": store.faults(), "head": head.number, "receive": count(head, held)}
 
 
