@@ -49,12 +49,18 @@ def options(config: str, wanted: Iterable[str]) -> Iterator[tuple[str, bool]]:
         yield f"CONFIG_{name}", name in have
 
 
+class KernelLacksError(DataError):
+    """Options or device trees that a kernel lacks: all of them in one line, since building a kernel takes an hour."""
+
+    LINE = 1 << 16
+
+
 def demand(kernel: Kernel, step: plan.Slot) -> None:
     """Raises: DataError that names every option and device tree of the slot's board that the kernel lacks."""
     absent = [name for name, there in options(kernel.config, step.options) if not there]
     absent += [tree for tree in step.device_trees if not any(path.endswith(f"/{tree}") for path in kernel.trees)]
     if absent:
-        raise DataError(
+        raise KernelLacksError(
             f"{kernel.where}: its kernel lacks {', '.join(absent)}", hint="docs/boards.md says what it needs"
         )
 

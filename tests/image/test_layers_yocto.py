@@ -41,6 +41,7 @@ SERIES = re.search(r'LAYERSERIES_COMPAT_fl-tiny = "([a-z ]+)"', (LAYER / "conf/l
 APART = {
     "asyncio": "asyncio",
     "base64": "netclient",
+    "contextvars": "numbers",
     "ctypes": "ctypes",
     "dataclasses": "profile",
     "difflib": "difflib",
@@ -61,6 +62,7 @@ APART = {
     "shlex": "shell",
     "socket": "io",
     "sqlite3": "sqlite3",
+    "statistics": "statistics",
     "string": "stringold",
     "tarfile": "compression",
     "tempfile": "io",
@@ -86,7 +88,8 @@ CORE = {
     ),
     *("errno", "fnmatch", "functools", "heapq", "importlib", "inspect", "io", "itertools", "math", "operator", "os"),
     *("pathlib", "platform", "re", "select", "selectors", "shutil", "signal", "stat", "struct", "subprocess", "sys"),
-    *("textwrap", "threading", "time", "tokenize", "traceback", "types", "typing", "unicodedata", "weakref", "zlib"),
+    *("textwrap", "threading", "time", "tokenize", "traceback", "types", "typing", "unicodedata", "warnings"),
+    *("weakref", "zlib"),
 }
 
 

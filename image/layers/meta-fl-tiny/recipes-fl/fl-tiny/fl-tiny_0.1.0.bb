@@ -98,12 +98,14 @@ RDEPENDS:${PN} += "\
     python3-math \
     python3-mmap \
     python3-netclient \
+    python3-numbers \
     python3-numpy (>= 1.23) \
     python3-profile \
     python3-pynacl (>= 1.5) \
     python3-resource \
     python3-shell \
     python3-sqlite3 \
+    python3-statistics \
     python3-tomllib \
 "
 RDEPENDS:${PN}-board = "${PN} wireless-regdb-static wpa-supplicant"
