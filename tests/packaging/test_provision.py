@@ -80,6 +80,7 @@ def test_the_source_service_starts_with_the_device_and_learns_what_a_program_dro
     (spool / "1").mkdir(mode=0o755)  # root's: whoever made it forgot the group
     shutil.copy(machine.root / "a.npy", spool / "1/b.npy")
     until(lambda: "folder passed over" in machine.journal(SOURCE), "word of it")
+    np.save(machine.root / "a.npy", np.full(shape, 100, np.int8))  # the same sample with another label is no new one
     machine.run("setpriv", "--reuid=4321", "--regid=fl-tiny", "--clear-groups", "sh", "-ec", drop, "sh", "3")
     until(lambda: not (spool / "3/a.npy").exists(), "sample")
     assert machine.report("samples", "stats", DEV)["classes"] == {"2": 1, "3": 1}
